@@ -63,14 +63,14 @@ class Batch:
     def __post_init__(self) -> None:
         tokens = self.tokens_T.shape[0]
         assert sum(self.seq_lens) == tokens, f"seq_lens sum to {sum(self.seq_lens)}, but there are {tokens} tokens"
-        assert self.positions_RT.shape[1] == tokens, (
-            f"{self.positions_RT.shape[1]} positions for {tokens} tokens"
-        )
+        assert self.positions_RT.shape[1] == tokens, f"{self.positions_RT.shape[1]} positions for {tokens} tokens"
         patches = self.patches_PC.shape[0]
         assert sum(self.segment_lens) == patches, (
             f"segment_lens sum to {sum(self.segment_lens)}, but there are {patches} patches"
         )
-        assert self.patch_hw_2P.shape[1] == patches, f"{self.patch_hw_2P.shape[1]} patch positions for {patches} patches"
+        assert self.patch_hw_2P.shape[1] == patches, (
+            f"{self.patch_hw_2P.shape[1]} patch positions for {patches} patches"
+        )
 
     @property
     def seq_offsets(self) -> tuple[int, ...]:

@@ -1,0 +1,194 @@
+"""Attention over packed rows, and the context through which a model asks for it.
+
+Knows: how to attend within segments of a packed tensor, quickly and without an N x N mask.
+Does not know: where the rows came from, caches, positions (queries and keys arrive already rotated).
+
+A model holds an `AttnContext` and cannot tell training, prefill and decoding apart. `PackedContext` serves the
+first two: every sequence is attended on its own, causally for text, fully for vision segments.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qvl.batch import Batch
+
+_EXPLICIT_MAX_LEN = 512
+"""Up to this segment length matmul + softmax beats the CPU's fused kernel when a backward pass follows."""
+_EXPLICIT_MAX_SCORES = 1 << 25
+"""Most scores (segments x heads x length x length) the explicit path may hold at once: 128 MiB in float32."""
+_PAD_WASTE = 1.3
+"""Causal segments of similar length share one call if that computes at most this many times the real rows."""
+
+
+class AttnContext(ABC):
+    """What a model asks for attention. Queries `[T, N, H]`, keys and values `[T, K, H]`, result `[T, N, H]`."""
+
+    @abstractmethod
+    def text(self, layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
+        """Causal attention of decoder layer `layer` within each sequence (and its past, if there is one)."""
+
+    @abstractmethod
+    def vision(self, q_PNH: Tensor, k_PNH: Tensor, v_PNH: Tensor) -> Tensor:
+        """Full attention within each vision segment."""
+
+
+@final
+class PackedContext(AttnContext):
+    """No past: each sequence and each vision segment of a batch attends to itself."""
+
+    def __init__(self, batch: Batch) -> None:
+        device = batch.tokens_T.device
+        self._text = SegmentPlan.build(batch.seq_lens, causal=True, device=device)
+        self._vision = SegmentPlan.build(batch.segment_lens, causal=False, device=device)
+
+    def text(self, layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
+        return self._text.attend(q_TNH, k_TKH, v_TKH)
+
+    def vision(self, q_PNH: Tensor, k_PNH: Tensor, v_PNH: Tensor) -> Tensor:
+        return self._vision.attend(q_PNH, k_PNH, v_PNH)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Segments attended in one call, as rows `[segments, length]`. `rows=None`: one contiguous run from `start`."""
+
+    segments: int
+    length: int
+    start: int
+    rows_X: Tensor | None
+
+
+@final
+class SegmentPlan:
+    """Which rows attend together. Built once per batch, used by every layer.
+
+    Segments of equal length form one call. Causal segments of *similar* length do too: the shorter ones are filled
+    up with a repeated row, which no real query can see because it lies after them. Example, lengths (5, 9, 4)::
+
+        group A: length 5, rows [[0 1 2 3 4], [14 15 16 17 17]]      group B: length 9, rows [[5 ... 13]]
+    """
+
+    def __init__(self, groups: list[_Group], order_T: Tensor | None, causal: bool) -> None:
+        self._groups = groups
+        self._order_T = order_T
+        self._causal = causal
+
+    @classmethod
+    def build(cls, lens: tuple[int, ...], causal: bool, device: torch.device | str = "cpu") -> SegmentPlan:
+        """Plans attention for segments of `lens` rows that lie end to end."""
+        offsets = [0, *accumulate(lens)]
+        if len(set(lens)) <= 1:
+            groups = [_Group(len(lens), lens[0], 0, None)] if lens and lens[0] else []
+            return cls(groups, None, causal)
+        buckets = _bucket_similar(lens) if causal else _bucket_equal(lens)
+        groups: list[_Group] = []
+        order_T = torch.empty(offsets[-1], dtype=torch.long)
+        filled = 0  # rows of the concatenated group outputs so far
+        for members in buckets:
+            length = max(lens[s] for s in members)
+            if len(members) == 1:
+                start = offsets[members[0]]
+                groups.append(_Group(1, length, start, None))
+                order_T[start : start + length] = torch.arange(filled, filled + length)
+            else:
+                starts = torch.tensor([offsets[s] for s in members])
+                last = torch.tensor([offsets[s + 1] - 1 for s in members])
+                rows = torch.minimum(starts[:, None] + torch.arange(length), last[:, None])
+                groups.append(_Group(len(members), length, 0, rows.flatten().to(device)))
+                for i, s in enumerate(members):
+                    begin = filled + i * length
+                    order_T[offsets[s] : offsets[s + 1]] = torch.arange(begin, begin + lens[s])
+            filled += len(members) * length
+        return cls(groups, order_T.to(device), causal)
+
+    def attend(self, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
+        """Attention within segments, scaled by H^-0.5: `[T, N, H]`, `[T, K, H]` x 2 -> `[T, N, H]`."""
+        if not self._groups:
+            return q_TNH
+        outs = [self._attend_group(g, q_TNH, k_TKH, v_TKH) for g in self._groups]
+        if self._order_T is None:
+            return outs[0]
+        return torch.cat(outs).index_select(0, self._order_T)
+
+    def _attend_group(self, group: _Group, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
+        def take(x: Tensor) -> Tensor:
+            if group.rows_X is None:
+                x = x[group.start : group.start + group.segments * group.length]
+            else:
+                x = x.index_select(0, group.rows_X)
+            return x.unflatten(0, (group.segments, group.length)).transpose(1, 2)
+
+        out = attend_dense(take(q_TNH), take(k_TKH), take(v_TKH), causal=self._causal)
+        return out.transpose(1, 2).flatten(0, 1)
+
+
+def _bucket_equal(lens: tuple[int, ...]) -> list[list[int]]:
+    buckets: dict[int, list[int]] = defaultdict(list)
+    for s, length in enumerate(lens):
+        if length:
+            buckets[length].append(s)
+    return list(buckets.values())
+
+
+def _bucket_similar(lens: tuple[int, ...]) -> list[list[int]]:
+    """Longest first; a segment joins the open bucket while the bucket's filling stays under `_PAD_WASTE`."""
+    buckets: list[list[int]] = []
+    real = 0
+    for s in sorted((s for s in range(len(lens)) if lens[s]), key=lambda s: -lens[s]):
+        if buckets and lens[buckets[-1][0]] * (len(buckets[-1]) + 1) <= _PAD_WASTE * (real + lens[s]):
+            buckets[-1].append(s)
+            real += lens[s]
+        else:
+            buckets.append([s])
+            real = lens[s]
+    return buckets
+
+
+def attend_dense(q_SNLH: Tensor, k_SKLH: Tensor, v_SKLH: Tensor, causal: bool) -> Tensor:
+    """Attention of `S` segments of one length: `[S, N, L, H]`, `[S, K, L, H]` x 2 -> `[S, N, L, H]`.
+
+    Short segments on the CPU take explicit matmul + softmax (its backward is about twice as fast there), everything
+    else the fused kernel, which never holds the L x L scores.
+    """
+    segments, heads, length, _ = q_SNLH.shape
+    scores = segments * heads * length * length
+    if q_SNLH.device.type == "cpu" and length <= _EXPLICIT_MAX_LEN and scores <= _EXPLICIT_MAX_SCORES:
+        return _attend_explicit(q_SNLH, k_SKLH, v_SKLH, causal)
+    grouped = k_SKLH.shape[1] != heads
+    return F.scaled_dot_product_attention(q_SNLH, k_SKLH, v_SKLH, is_causal=causal, enable_gqa=grouped)
+
+
+def _attend_explicit(q_SNLH: Tensor, k_SKLH: Tensor, v_SKLH: Tensor, causal: bool) -> Tensor:
+    segments, heads, length, size = q_SNLH.shape
+    kv_heads = k_SKLH.shape[1]
+    # Query heads that share a key head become more query rows of it, so keys are never copied.
+    q_SKXH = (q_SNLH * size**-0.5).reshape(segments, kv_heads, -1, size)
+    scores_SKXL = q_SKXH @ k_SKLH.transpose(-1, -2)
+    if causal:
+        future_LL = torch.ones(length, length, dtype=torch.bool, device=q_SNLH.device).triu_(1)
+        scores_SKXL = scores_SKXL.unflatten(2, (-1, length)).masked_fill(future_LL, float("-inf")).flatten(2, 3)
+    return (scores_SKXL.softmax(-1) @ v_SKLH).reshape(segments, heads, length, size)
+
+
+def attend_naive(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, lens: tuple[int, ...], causal: bool) -> Tensor:
+    """The slow twin of `SegmentPlan.attend`: one dense mask over all rows. For tests."""
+    total = q_TNH.shape[0]
+    segment_T = torch.repeat_interleave(torch.arange(len(lens)), torch.tensor(lens))
+    allowed_TT = segment_T[:, None] == segment_T[None, :]
+    if causal:
+        allowed_TT &= torch.ones(total, total, dtype=torch.bool).tril()
+    repeat = q_TNH.shape[1] // k_TKH.shape[1]
+    k_TNH = k_TKH.repeat_interleave(repeat, dim=1)
+    v_TNH = v_TKH.repeat_interleave(repeat, dim=1)
+    scores_NTT = torch.einsum("qnh,knh->nqk", q_TNH, k_TNH) * q_TNH.shape[-1] ** -0.5
+    weights_NTT = scores_NTT.masked_fill(~allowed_TT, float("-inf")).softmax(-1)
+    return torch.einsum("nqk,knh->qnh", weights_NTT, v_TNH)
