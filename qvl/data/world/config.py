@@ -1,0 +1,103 @@
+"""What a world is made of: one frozen object that, with a split, a seed and an index, fixes every sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+Split = Literal["train", "dev", "test"]
+Style = Literal["pretrain", "chat"]
+
+SIZES = (
+    (112, 112),
+    (84, 84),
+    (140, 140),
+    (84, 112),
+    (112, 84),
+    (112, 140),
+    (140, 112),
+    (84, 168),
+    (168, 84),
+    (112, 168),
+    (168, 112),
+    (140, 168),
+)
+"""(height, width) in pixels, multiples of 28 so that Qwen2-VL's resize leaves the pixels alone."""
+
+QUESTION_WEIGHTS: Mapping[str, float] = {
+    "caption": 2.0,
+    "caption_grounded": 1.0,
+    "grounding": 2.0,
+    "referring": 1.0,
+    "box_to_name": 1.0,
+    "what": 1.5,
+    "count": 0.7,
+    "exists": 1.0,
+    "background": 0.5,
+    "left_right": 1.0,
+    "above_below": 1.0,
+    "where": 1.0,
+    "bigger": 0.5,
+}
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """The embedded world.
+
+    Raises:
+        ValueError: a value out of its range (the message gives the range).
+    """
+
+    concepts: int = 112
+    """How many of the default objects exist; at least 9, so that pairs can be held out."""
+    seed: int = 0
+    sizes: tuple[tuple[int, int], ...] = SIZES
+    """Scene sizes to choose from, (height, width) in pixels."""
+    any_size: bool = False
+    """Draw any size and aspect ratio (to 1:3) with an area between the smallest and the largest of `sizes`."""
+    objects: tuple[float, ...] = (0.35, 0.35, 0.30)
+    """Probability of 1, 2, 3 ... objects in a scene."""
+    object_size: tuple[float, float] = (0.28, 0.6)
+    """Longest side of an object relative to the scene's short side; scenes of several objects use the lower part."""
+    max_overlap: float = 0.05
+    """Largest part of an object's box that another object's box may cover."""
+    gradients: float = 0.5
+    """Share of backgrounds that are gradients (of one named colour), the rest is plain."""
+    photos: tuple[str, ...] = ()
+    """Photographs (paths) to use as backgrounds as well."""
+    photo_share: float = 0.0
+    repeats: float = 0.1
+    """Share of scenes that show one concept several times (only they can ask "how many times ...")."""
+    zh: float = 0.23
+    """Share of Chinese samples; 0.23 is that of Qwen-VL's first stage."""
+    tasks: Mapping[str, float] = field(default_factory=lambda: dict(QUESTION_WEIGHTS))
+    """Weights of the tasks (`World.tasks` lists them)."""
+    turns: int = 6
+    """Questions about one training picture; evaluation samples ask one."""
+    style: Style = "pretrain"
+    """`pretrain`: Qwen-VL's stage-2 formats ("... Answer:" -> " dog"); `chat`: plain questions and answers."""
+
+    def __post_init__(self):
+        if self.concepts < 9:
+            raise ValueError(f"concepts must be at least 9 so that pairs can be held out, got {self.concepts}")
+        if not self.sizes or any(min(hw) < 56 for hw in self.sizes):
+            raise ValueError(f"sizes must be (height, width) of at least 56 pixels, got {self.sizes}")
+        if not self.objects or min(self.objects) < 0 or sum(self.objects) <= 0:
+            raise ValueError(f"objects must be weights of 1, 2, 3 ... objects, not all zero, got {self.objects}")
+        low, high = self.object_size
+        if not 0.1 <= low <= high <= 0.9:
+            raise ValueError(f"object_size must be 0.1 <= low <= high <= 0.9, got {self.object_size}")
+        for name in ("max_overlap", "gradients", "photo_share", "repeats", "zh"):
+            value = {**self.__dict__}[name]
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {value}")
+        if self.photo_share and not self.photos:
+            raise ValueError(f"photo_share is {self.photo_share} but photos is empty; give paths of photographs")
+        if self.turns < 1:
+            raise ValueError(f"turns must be at least 1, got {self.turns}")
+        if self.style not in get_args(Style):
+            raise ValueError(f"style must be one of {', '.join(get_args(Style))}, got {self.style!r}")
+        if not self.tasks or min(self.tasks.values()) < 0 or sum(self.tasks.values()) <= 0:
+            raise ValueError(f"tasks must be weights, not all zero, got {dict(self.tasks)}")
