@@ -1,6 +1,6 @@
 """Conversations -> chunks: runs of token ids, and pictures and clips between them.
 
-Knows: the ChatML form of both chat models, the bare form of pretraining, and which tokens are training targets.
+Knows: the ChatML form of both chat models, the bare form of pretraining, which tokens are training targets.
 Does not know: how many tokens a picture takes, files, labels shifted by one, batches.
 """
 
@@ -59,8 +59,8 @@ class ChatFormat(ABC):
         Args:
             messages: from `parse_messages`.
             generation_prompt: end with the opening of an assistant turn.
-            number_pictures: write `Picture N: ` before picture N and `Video N: ` before clip N, counted through
-                the whole conversation (the template's `add_vision_id`).
+            number_pictures: write `Picture N: ` before picture N and `Video N: ` before clip N, counted
+                through the whole conversation (the template's `add_vision_id`).
 
         Returns:
             Text and vision in order. Neighbouring text chunks differ in `supervised`.
@@ -74,17 +74,18 @@ class ChatFormat(ABC):
 class ChatML(ChatFormat):
     r"""The chat template of Qwen2-VL (and, for text, of Qwen-VL-Chat).
 
-    Every turn is `<|im_start|>{role}\n{parts}<|im_end|>\n`, parts without separators. A conversation that does
-    not begin with a system turn gets `You are a helpful assistant.`; system turns further on are ordinary turns.
-    The official template writes any role's name as it stands, so a `tool` turn is `<|im_start|>tool\n...`. Neither
-    model was trained on that role: their function calls are plain text inside the assistant's turn.
+    Every turn is `<|im_start|>{role}\n{parts}<|im_end|>\n`, parts without separators. A conversation that
+    does not begin with a system turn gets `You are a helpful assistant.`; system turns further on are
+    ordinary turns. The official template writes any role's name as it stands, so a `tool` turn is
+    `<|im_start|>tool\n...`. Neither model was trained on that role: their function calls are plain text
+    inside the assistant's turn.
 
     Targets: an assistant's text and the `<|im_end|>` that closes it, by turn and not by looking for the word.
     The role line, the `\n` after `<|im_end|>`, and everything in other turns are not targets.
 
-    Ids equal those of the rendered template string, with two deliberate differences: control tokens spelled in
-    a user's text stay text, and an assistant's text is always tokenized apart from its role line, so that training
-    on a reply that begins with a newline and generating it meet the same ids.
+    Ids equal those of the rendered template string, with two deliberate differences: control tokens spelled
+    in a message stay text, and an assistant's text is always tokenized apart from its role line, so that
+    training on a reply that begins with a newline and generating it meet the same ids.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -121,9 +122,9 @@ class ChatML(ChatFormat):
 class Raw(ChatFormat):
     """The pretraining form: the parts of all turns in order, no roles and no system prompt of its own.
 
-    A system turn that the conversation brings is text like any other. An assistant turn is a target and is closed
-    by `<|endoftext|>`, a target too; the other turns are context. `generation_prompt` adds nothing: the reply
-    simply goes on. Tokenization breaks where targets begin, as it does when the reply is generated.
+    A system turn that the conversation brings is text like any other. An assistant turn is a target and is
+    closed by `<|endoftext|>`, a target too; the other turns are context. `generation_prompt` adds nothing:
+    the reply simply goes on. Tokenization breaks where targets begin, as it does in generation.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

@@ -1,8 +1,8 @@
 """Grounding markup <-> labelled boxes, and the one object that converts box coordinates.
 
-Knows: how Qwen2-VL writes places in text (`<|object_ref_start|>the eyes on a giraffe<|object_ref_end|>
-<|box_start|>(176,106),(232,160)<|box_end|>`, coordinates in [0, 1000) relative to the picture; Qwen2-VL paper,
-section 2.1 and figure of formats).
+Knows: how Qwen2-VL writes places in text (`<|object_ref_start|>the eyes on a giraffe<|object_ref_end|>`
+directly followed by `<|box_start|>(176,106),(232,160)<|box_end|>`; coordinates in [0, 1000), relative to the
+picture; arXiv 2409.12191, data formats).
 Does not know: token ids, pictures, overlap metrics.
 """
 
@@ -70,9 +70,7 @@ def quad(points_1000: Sequence[Sequence[int]]) -> str:
         ValueError: not four points of two integers in [0, 999].
     """
     if len(points_1000) != 4 or not all(len(p) == 2 and all(map(_is_coordinate, p)) for p in points_1000):
-        raise ValueError(
-            f"a quad is four (x, y) points of integers in [0, {_SCALE - 1}], got {points_1000!r}"
-        )
+        raise ValueError(f"a quad is four (x, y) points of integers in [0, {_SCALE - 1}], got {points_1000!r}")
     return "<|quad_start|>" + ",".join(f"({x},{y})" for x, y in points_1000) + "<|quad_end|>"
 
 
@@ -85,8 +83,8 @@ def parse_grounding(text: str) -> list[Grounded]:
 
     A box or quad belongs to the last label that was closed before it, or to the label "" before any. Labels
     without a place are left out. Skipped: a start without its end (a later start wins), bodies that are not
-    coordinates, x2 < x1 or y2 < y1, coordinates over 1000. Exactly 1000, the far edge, reads as 999. The label is
-    verbatim (Qwen-VL writes a leading space inside it). Linear in the length of the text.
+    coordinates, x2 < x1 or y2 < y1, coordinates over 1000. Exactly 1000, the far edge, reads as 999. The
+    label is verbatim (Qwen-VL writes a leading space inside it). Linear in the length of the text.
 
     >>> parse_grounding("<|object_ref_start|>a cat<|object_ref_end|><|box_start|>(1,2),(30,40)<|box_end|>")
     [Grounded(label='a cat', boxes_1000=((1, 2, 30, 40),), quads_1000=())]
@@ -134,7 +132,7 @@ def _read_quad(body: str) -> list[Quad]:
 def plain_text(text: str) -> str:
     """The text a reader wants: labels stay, places and marks go.
 
-    Only coordinates between a matching start and end go; a malformed place loses its marks and keeps its words.
+    Only coordinates between a matching start and end go; a malformed place keeps its words, not its marks.
     """
     pieces: list[str] = []
     end, opened = 0, ""
@@ -165,12 +163,10 @@ class Coordinates:
 
     def __post_init__(self) -> None:
         if min(*self.original_hw, *self.resized_hw) < 1:
-            raise ValueError(
-                f"picture sizes must be positive: original {self.original_hw}, resized {self.resized_hw}"
-            )
+            raise ValueError(f"picture sizes must be positive: original {self.original_hw}, resized {self.resized_hw}")
 
     def box_px_to_1000(self, box_px: Sequence[float]) -> Box:
-        """A box in pixels of the original picture -> integers in [0, 999], rounded, the far edge clamped to 999.
+        """A box in original pixels -> integers in [0, 999], rounded, the far edge clamped to 999.
 
         Raises:
             ValueError: not four finite numbers, corners in the wrong order, or a box outside the picture.
@@ -183,9 +179,7 @@ class Coordinates:
         if x2 < x1 or y2 < y1:
             raise ValueError(f"box {values} has x2 < x1 or y2 < y1; the upper left corner comes first")
         if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
-            raise ValueError(
-                f"box {values} leaves the picture of width {width} and height {height}; clip it first"
-            )
+            raise ValueError(f"box {values} leaves the picture of width {width} and height {height}; clip it first")
         top = self.scale - 1
         u1, v1 = (min(top, _round(c * self.scale / side)) for c, side in ((x1, width), (y1, height)))
         u2, v2 = (min(top, _round(c * self.scale / side)) for c, side in ((x2, width), (y2, height)))
@@ -199,7 +193,7 @@ class Coordinates:
         return self._to_px(box_1000, self.original_hw)
 
     def box_1000_to_resized_px(self, box_1000: Sequence[float]) -> Box:
-        """A box in 0..1000 -> whole pixels of the resized picture, clipped to it (for viewers of model input)."""
+        """A box in 0..1000 -> whole pixels of the resized picture, clipped to it (for viewers)."""
         return self._to_px(box_1000, self.resized_hw)
 
     def _to_px(self, box_1000: Sequence[float], hw: tuple[int, int]) -> Box:

@@ -72,9 +72,7 @@ def parse_messages(messages: Sequence[Mapping[str, Any] | Message]) -> tuple[Mes
             the message names the offending message index and lists what is allowed.
     """
     if isinstance(messages, Mapping | str) or not isinstance(messages, Sequence):
-        raise ValueError(
-            f"messages must be a list of {{'role', 'content'}} objects, not {type(messages).__name__}"
-        )
+        raise ValueError(f"messages must be a list of {{'role', 'content'}} objects, not {type(messages).__name__}")
     if not messages:
         raise ValueError("a conversation needs at least one message, got an empty list")
     return tuple(m if isinstance(m, Message) else _parse_message(m, i) for i, m in enumerate(messages))
@@ -94,9 +92,7 @@ def _parse_message(message: Mapping[str, Any], index: int) -> Message:
     if isinstance(content, str):
         return Message(role, (Text(content),))
     if isinstance(content, Mapping) or not isinstance(content, Sequence):
-        raise ValueError(
-            f"{where}: content must be a string or a list of parts, not {type(content).__name__}"
-        )
+        raise ValueError(f"{where}: content must be a string or a list of parts, not {type(content).__name__}")
     return Message(role, tuple(_parse_part(p, f"{where}, part {j}") for j, p in enumerate(content)))
 
 
@@ -123,9 +119,7 @@ def _parse_part(part: Any, where: str) -> Part:
     raise ValueError(f"{where} has type {kind!r}; allowed: text, image, image_url, video, video_url")
 
 
-def _media_part(
-    cls: type[Image] | type[Video], kind: str, options: dict[str, Any], where: str
-) -> Image | Video:
+def _media_part(cls: type[Image] | type[Video], kind: str, options: dict[str, Any], where: str) -> Image | Video:
     if kind not in options:
         raise ValueError(f"{where} has type {kind!r} but no {kind!r} key that says which one")
     source = options.pop(kind)
@@ -139,9 +133,7 @@ def _media_part(
     allowed = {f.name for f in fields(cls)} - {"source"}
     unknown = set(options) - allowed
     if unknown:
-        raise ValueError(
-            f"{where} ({kind}) has unknown keys {sorted(unknown)}; allowed: {', '.join(sorted(allowed))}"
-        )
+        raise ValueError(f"{where} ({kind}) has unknown keys {sorted(unknown)}; allowed: {', '.join(sorted(allowed))}")
     for key, value in options.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
             raise ValueError(f"{where}: {key} must be a positive number, got {value!r}")

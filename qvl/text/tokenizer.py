@@ -1,26 +1,25 @@
 """Text <-> token ids, with the Qwen vocabulary.
 
-Knows: the Qwen pre-tokenisation, NFC, which ids are control tokens and which are grounding marks, the
-`tokenizer.json` folder layout.
-Does not know: roles, turns, pictures, models.
+Knows: the Qwen pre-tokenisation, NFC, which ids are control tokens and which are grounding marks.
+Does not know: roles, turns, pictures, models, the layout of tokenizer files.
 """
 
 from __future__ import annotations
 
 import codecs
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, final
+from typing import final
 
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 
-from qvl.text.template import CHAT_TEMPLATE, DEFAULT_SYSTEM
+from qvl.text.folder import read_folder, write_folder
+from qvl.text.template import DEFAULT_SYSTEM
 from qvl.text.vocabulary import (
     GROUNDING_MARKS,
     SPECIAL_TOKENS,
@@ -52,8 +51,9 @@ _TEMPLATE_TEXTS = (
 class Tokenizer:
     """Byte-level BPE plus a table of special tokens that text can never spell.
 
-    The backend holds the ordinary vocabulary only. Special tokens live outside it, so `<|im_start|>` typed by a
-    user has no way to become id 151644; the ids enter through `special` or, for grounding marks, `markup=True`.
+    The backend holds the ordinary vocabulary only. Special tokens live outside it, so `<|im_start|>` typed by
+    a user has no way to become id 151644; special ids enter through `special` or, for grounding marks,
+    through `markup=True`.
     """
 
     def __init__(self, backend: Backend, specials: Mapping[str, int]) -> None:
@@ -66,9 +66,7 @@ class Tokenizer:
         if clash := {name: i for name, i in specials.items() if i < ordinary}:
             raise ValueError(f"special tokens {clash} take ids of the {ordinary} ordinary tokens")
         self._backend = backend
-        self.specials: Mapping[str, int] = MappingProxyType(
-            dict(sorted(specials.items(), key=lambda s: s[1]))
-        )
+        self.specials: Mapping[str, int] = MappingProxyType(dict(sorted(specials.items(), key=lambda s: s[1])))
         self.vocab_size = max(self.specials.values(), default=ordinary - 1) + 1
         self._names = {i: name for name, i in self.specials.items()}
 
@@ -89,10 +87,10 @@ class Tokenizer:
         """A small vocabulary for small models: a subset of Qwen's own that loses nothing.
 
         Keeps the 256 bytes, the next `base_ranks` tokens, every token that encoding `texts` (and the chat
-        template's own words) uses, and both merge parents of whatever is kept. Then any text still encodes and
-        decodes losslessly, and `texts` fall into the same pieces as with the full vocabulary, because every
-        merge on the way to those pieces survives. Ids are renumbered in rank order, the fourteen special tokens
-        follow; the same arguments give the same ids in any order of `texts`.
+        template's own words) uses, and both merge parents of whatever is kept. Then any text still encodes
+        and decodes losslessly, and `texts` fall into the same pieces as with the full vocabulary, because
+        every merge on the way to those pieces survives. Ids are renumbered in rank order, the fourteen
+        special tokens follow; the same texts in any order give the same ids.
 
         Raises:
             ValueError: `base_ranks` is negative.
@@ -106,9 +104,7 @@ class Tokenizer:
         keep = set(range(min(256 + base_ranks, len(tokens))))
         for text in (*_TEMPLATE_TEXTS, *texts):
             keep.update(i for i in full.encode(text, markup=True) if i < len(tokens))
-        for rank in range(
-            len(tokens) - 1, 255, -1
-        ):  # parents rank lower, so one pass downwards closes the set
+        for rank in range(len(tokens) - 1, 255, -1):  # parents rank lower, so one pass downwards closes the set
             if rank in keep:
                 keep.update(parents[rank] or ())
         ranks = sorted(keep)
@@ -124,24 +120,8 @@ class Tokenizer:
             FileNotFoundError: the folder or its tokenizer.json is missing.
             ValueError: the file is not JSON, or not byte-level BPE.
         """
-        file = Path(path) / "tokenizer.json"
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"no tokenizer.json in {Path(path)}; give a checkpoint folder in the Hugging Face layout "
-                "(Tokenizer.save writes one; for vocab.json + merges.txt alone, convert with transformers first)"
-            )
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            kind = content["model"]["type"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{file} is not a tokenizer.json ({type(error).__name__}: {error})") from error
-        if kind != "BPE" or (content.get("decoder") or {}).get("type") != "ByteLevel":
-            raise ValueError(f"{file} holds a {kind} tokenizer; qvl reads byte-level BPE only")
-        specials = {token["content"]: token["id"] for token in content["added_tokens"]}
-        for name in specials:
-            content["model"]["vocab"].pop(name, None)
-        content["added_tokens"] = []
-        return cls(Backend.from_str(json.dumps(content)), specials)
+        backend_json, specials = read_folder(path)
+        return cls(Backend.from_str(backend_json), specials)
 
     @classmethod
     def _from_ranks(cls, tokens: list[bytes], parents: list[tuple[int, int] | None]) -> Tokenizer:
@@ -163,8 +143,8 @@ class Tokenizer:
     def encode(self, text: str, *, markup: bool = False) -> list[int]:
         """Token ids of `text` after NFC; never fails (a lone surrogate reads as U+FFFD).
 
-        Special tokens spelled in the text stay plain text. With `markup`, the grounding marks
-        (`<|object_ref_start|>`, `<|box_start|>`, `<|quad_start|>` and their ends) become their ids, and only they.
+        Special tokens spelled in the text stay plain text. With `markup`, the grounding marks and only they
+        (`<|object_ref_start|>`, `<|box_start|>`, `<|quad_start|>` and their ends) become their ids.
         """
         if not markup:
             return self._encode_plain(text)
@@ -198,9 +178,7 @@ class Tokenizer:
             ValueError: this vocabulary has no such special token.
         """
         if name not in self.specials:
-            raise ValueError(
-                f"no special token {name!r} in this vocabulary; it has {', '.join(self.specials)}"
-            )
+            raise ValueError(f"no special token {name!r} in this vocabulary; it has {', '.join(self.specials)}")
         return self.specials[name]
 
     # ------------------------------------------------------------------ ids -> text
@@ -242,19 +220,11 @@ class Tokenizer:
     # ------------------------------------------------------------------ files
 
     def save(self, folder: str | Path) -> None:
-        """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja; transformers and vLLM load them.
+        """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja, as transformers reads them.
 
         The folder is made if it is missing; files of these names are replaced.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-        content = json.loads(self._backend.to_str())
-        content["added_tokens"] = [{"id": i, "content": name, **flags} for name, i in self.specials.items()]
-        config = _tokenizer_config(self.specials, flags)
-        (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+        write_folder(folder, self._backend.to_str(), self.specials)
 
 
 @final
@@ -267,7 +237,7 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        """The characters that this id completes: possibly none, while a character's bytes are still coming."""
+        """The characters that this id completes: none while its bytes are still coming."""
         name = self._tokenizer.special_name(token_id)
         if name is None:
             return self._utf8.decode(self._tokenizer.token_bytes(token_id))
@@ -278,23 +248,3 @@ class StreamDecoder:
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest
-
-
-def _tokenizer_config(specials: Mapping[str, int], flags: Mapping[str, bool]) -> dict[str, Any]:
-    """The fields of an official Qwen2-VL tokenizer_config.json. Left padding, as batched generation needs it."""
-    return {
-        "tokenizer_class": "Qwen2Tokenizer",
-        "add_prefix_space": False,
-        "added_tokens_decoder": {str(i): {"content": name, **flags} for name, i in specials.items()},
-        "additional_special_tokens": [name for name in specials if name != "<|endoftext|>"],
-        "bos_token": None,
-        "chat_template": CHAT_TEMPLATE,
-        "clean_up_tokenization_spaces": False,
-        "eos_token": "<|im_end|>" if "<|im_end|>" in specials else "<|endoftext|>",
-        "errors": "replace",
-        "model_max_length": 32768,
-        "pad_token": "<|endoftext|>",
-        "padding_side": "left",
-        "split_special_tokens": False,
-        "unk_token": None,
-    }
