@@ -70,6 +70,10 @@ class Tokenizer:
         self.vocab_size = max(self.specials.values(), default=ordinary - 1) + 1
         self._names = {i: name for name, i in self.specials.items()}
 
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[Backend, dict[str, int]]]:
+        """Pickles (for data workers) by what it was made of; the backend pickles itself."""
+        return Tokenizer, (self._backend, dict(self.specials))
+
     # ------------------------------------------------------------------ sources
 
     @classmethod
