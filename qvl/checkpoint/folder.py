@@ -1,0 +1,176 @@
+"""A model folder in the Hugging Face layout <-> a model.
+
+Knows: which files make a folder, how tensors fill a model, what can be wrong with them.
+Does not know: tokenizer files (`qvl.text`), optimizer state, what the model computes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from qvl.checkpoint.hf_config import config_json, parse_config
+from qvl.checkpoint.hf_settings import GENERATION_FILE, GenerationDefaults, generation_json
+from qvl.checkpoint.jsonfile import Fields, dump
+from qvl.checkpoint.stage import staged_folder
+from qvl.checkpoint.weights import OLD_FILES, Stored, WeightFiles, some, write_weights
+from qvl.models.keys import Entry
+from qvl.models.qwen2_vl.model import Qwen2VL
+from qvl.models.registry import Family, family, family_of
+
+_log = logging.getLogger(__name__)
+
+
+def load_model(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Qwen2VL:
+    """Builds the model that the folder's config.json describes and fills it tensor by tensor.
+
+    Peak memory is the model plus its largest stored tensor. Stored values of another dtype are cast.
+
+    Raises:
+        FileNotFoundError: no config.json, no weights, or a shard is missing.
+        ValueError: the configuration is not implemented; a file is damaged; tensors are missing, left over or of
+            another shape than config.json says; float16 asked for on the CPU.
+    """
+    folder = Path(path)
+    if dtype == torch.float16 and torch.device(device).type == "cpu":
+        raise ValueError(
+            "float16 on the CPU is refused: there are no kernels for it (about 1 GFLOP/s, 400 times slower than "
+            "bfloat16). Load with dtype bfloat16 or float32; float16 files are cast"
+        )
+    fields = Fields.read(folder / "config.json")
+    kind = family(fields.data.get("model_type"))
+    config = parse_config(fields)
+    stored = _by_old_name(WeightFiles.find(folder), kind)
+    if not config.tie_embeddings and kind.head not in stored.files and kind.embed in stored.files:
+        _log.warning("%s has no %s: the head is taken to be the embedding (tied)", folder, kind.head)
+        config = replace(config, tie_embeddings=True)
+    with torch.device("meta"):
+        model = kind.module(config)
+    entries = kind.entries(model)
+    if config.tie_embeddings:
+        _check_tied_head(stored, kind, folder)
+    _check_fit(entries, stored, kind, folder)
+    _fill(model, entries, stored, torch.device(device), dtype)
+    return model
+
+
+def save_model(
+    model: Qwen2VL,
+    path: str | Path,
+    *,
+    max_shard_bytes: float = 5e9,
+    dtype: torch.dtype | None = None,
+    generation: GenerationDefaults | None = None,
+) -> None:
+    """Writes config.json, generation_config.json and the weights in official names (old generation).
+
+    The folder is complete or not there at all (`staged_folder`); other files in it (tokenizer ...) stay.
+
+    Args:
+        dtype: of the stored tensors; None = as they are.
+        generation: None = greedy, ending at the model's end tokens.
+
+    Raises:
+        OSError: no space left; nothing is changed then.
+        ValueError: the format cannot express the configuration (`config_json`).
+    """
+    kind = family_of(model)
+    dtype = dtype or model.embed.weight.dtype
+    config = config_json(model.config, dtype)
+    generation = generation or GenerationDefaults.of(model.config.ids)
+    tensors = list(_to_store(model, kind, dtype))
+    total = sum(tensor.bytes for tensor in tensors)
+    with staged_folder(Path(path), replaces=OLD_FILES, needs_bytes=total) as stage:
+        (stage / "config.json").write_text(dump(config), encoding="utf-8")
+        (stage / GENERATION_FILE).write_text(dump(generation_json(generation)), encoding="utf-8")
+        write_weights(stage, tensors, max_shard_bytes)
+
+
+def _to_store(model: nn.Module, kind: Family, dtype: torch.dtype) -> Iterator[Stored]:
+    parameters = dict(model.named_parameters())
+    for entry in kind.entries(model):
+        for part, view in entry.views(parameters[entry.ours].detach()):
+            yield Stored(part.name, view.numel() * dtype.itemsize, partial(_ready, view, dtype))
+
+
+def _ready(view: Tensor, dtype: torch.dtype) -> Tensor:
+    return view.to("cpu", dtype).contiguous()
+
+
+def _by_old_name(found: WeightFiles, kind: Family) -> WeightFiles:
+    """Raises `ValueError` if a tensor is there under both its old and its new name."""
+    names: dict[str, str] = {}
+    for name in found.files:
+        old = kind.old_name(name)
+        if old in names:
+            raise ValueError(f"{found.files[name]}: {names[old]} and {name} are two names of one tensor")
+        names[old] = name
+    return found.renamed(names)
+
+
+def _check_tied_head(stored: WeightFiles, kind: Family, folder: Path) -> None:
+    """A tied checkpoint may still hold the head; then it has to be the embedding, or config.json is wrong."""
+    if kind.head not in stored.files or kind.embed not in stored.files:
+        return
+    if not torch.equal(stored.read(kind.head), stored.read(kind.embed)):
+        raise ValueError(
+            f"{folder}: config.json says tie_word_embeddings, but {kind.head} differs from {kind.embed}; "
+            "set tie_word_embeddings to false if the head was trained on its own"
+        )
+
+
+def _check_fit(entries: tuple[Entry, ...], stored: WeightFiles, kind: Family, folder: Path) -> None:
+    """All that is wrong in one message, before anything is read."""
+    wanted = {part.name: part.shape for entry in entries for part in entry.parts}
+    tied = kind.head not in wanted
+    missing = [name for name in wanted if name not in stored.files]
+    extra = [name for name in stored.files if name not in wanted and not (tied and name == kind.head)]
+    wrong = [
+        f"{name} is {list(stored.shapes[name])}, config.json wants {list(shape)}"
+        for name, shape in wanted.items()
+        if name in stored.files and stored.shapes[name] != shape
+    ]
+    problems = []
+    if missing:
+        problems.append(f"missing {some(missing)}")
+    if extra:
+        problems.append(f"not part of the model {some(extra)} (in {stored.files[extra[0]].name})")
+    if wrong:
+        problems.append(f"of another shape {some(wrong, 2)} (in {stored.files[wrong[0].split()[0]].name})")
+    if not problems:
+        return
+    if extra or wrong:
+        fix = "config.json and the weights come from different models: take both from one folder"
+    else:
+        fix = "the download or copy is incomplete: fetch the weights again"
+    raise ValueError(f"the tensors in {folder} do not fit its config.json: {'; '.join(problems)}. Likely: {fix}")
+
+
+@torch.no_grad()
+def _fill(
+    model: nn.Module,
+    entries: tuple[Entry, ...],
+    stored: WeightFiles,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Gives every parameter its own memory and copies the parts into their rows."""
+    names_of: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names_of.setdefault(id(parameter), []).append(name)
+    aliases = {names[0]: names for names in names_of.values()}
+    for entry in entries:
+        values = torch.empty(entry.shape, dtype=dtype, device=device)
+        for part, view in entry.views(values):
+            view.copy_(stored.read(part.name))
+        parameter = nn.Parameter(values)
+        for name in aliases[entry.ours]:
+            module, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(module), leaf, parameter)
+    assert not any(p.is_meta for p in model.parameters()), "a parameter was not filled"

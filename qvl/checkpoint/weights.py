@@ -1,0 +1,170 @@
+"""Tensors in safetensors files: one file, or shards with an index.
+
+Knows: where each tensor lies, how to read one without the others, how to write shards.
+Does not know: models, configurations, what the tensors mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qvl.checkpoint.jsonfile import Fields, dump
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+OLD_FILES = ("model*.safetensors", INDEX_FILE)
+"""What a newly written set of weights supersedes in a folder."""
+
+
+def some(names: Iterable[str], most: int = 4) -> str:
+    """The first few names and how many there are: "3: a, b, c" or "730: a, b, c, d, ..."."""
+    names = list(names)
+    return f"{len(names)}: " + ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+@final
+class WeightFiles:
+    """All tensors of a folder by name; nothing is read until asked for."""
+
+    def __init__(
+        self,
+        files: Mapping[str, Path],
+        shapes: Mapping[str, tuple[int, ...]],
+        stored_names: Mapping[str, str] | None = None,
+    ) -> None:
+        self.files = files
+        """Tensor name -> file that holds it."""
+        self.shapes = shapes
+        self._stored_names = stored_names or {}
+
+    @classmethod
+    def find(cls, folder: Path) -> WeightFiles:
+        """Reads the headers of `model.safetensors`, or of every shard that the index names.
+
+        Raises:
+            FileNotFoundError: no weights, or a shard that the index names is missing.
+            ValueError: a file is damaged or cut off, both forms are there, or index and shards disagree.
+        """
+        single, index = folder / SINGLE_FILE, folder / INDEX_FILE
+        if single.exists() and index.exists():
+            raise ValueError(f"{folder} holds both {SINGLE_FILE} and {INDEX_FILE}; delete the one that is out of date")
+        if not single.exists() and not index.exists():
+            raise FileNotFoundError(_no_weights(folder))
+        promised = _weight_map(index) if index.exists() else {}
+        shards = sorted({*promised.values()}) if promised else [SINGLE_FILE]
+        absent = [name for name in shards if not (folder / name).exists()]
+        if absent:
+            count = sum(1 for shard in promised.values() if shard in absent)
+            raise FileNotFoundError(
+                f"{index} names shards that are not in the folder ({some(absent)}), with {count} of "
+                f"{len(promised)} tensors; download or copy them again"
+            )
+        files: dict[str, Path] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name in shards:
+            for key, shape in _header(folder / name):
+                files[key], shapes[key] = folder / name, shape
+        lost = [key for key, shard in promised.items() if files.get(key) != folder / shard]
+        if lost:
+            raise ValueError(
+                f"{index} and its shards disagree about {some(lost)}: "
+                f"{lost[0]} is not in {promised[lost[0]]}; download the index and the shards from one place"
+            )
+        return cls(files, shapes)
+
+    def renamed(self, names: Mapping[str, str]) -> WeightFiles:
+        """The same tensors under the keys of `names`, whose values are the names in the files."""
+        files = {new: self.files[stored] for new, stored in names.items()}
+        return WeightFiles(files, {new: self.shapes[stored] for new, stored in names.items()}, names)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, on the CPU, in the dtype it is stored in.
+
+        The file is opened for this tensor alone: the mapping goes away with the tensor, so that pages already
+        copied do not add up to a second model in memory.
+        """
+        with safe_open(self.files[name], framework="pt") as file:
+            return file.get_tensor(self._stored_names.get(name, name))
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    fields = Fields.read(index)
+    weight_map = fields.child("weight_map").data
+    if not weight_map or not all(isinstance(v, str) and Path(v).name == v for v in weight_map.values()):
+        raise ValueError(f"{index}: weight_map must map tensor names to names of files in the same folder")
+    return dict(weight_map)
+
+
+def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes in one file."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+                yield name, tuple(tensors.get_slice(name).get_shape())
+    except SafetensorError as error:
+        raise ValueError(
+            f"{file} ({file.stat().st_size:,} bytes) is damaged or cut off ({error}); download or copy it again"
+        ) from None
+
+
+def _no_weights(folder: Path) -> str:
+    others = [p.name for pattern in ("*.safetensors", "*.bin", "*.gguf", "*.pth") for p in sorted(folder.glob(pattern))]
+    found = f"; it holds {some(others)}, which are not read" if others else ""
+    return f"no {SINGLE_FILE} and no {INDEX_FILE} in {folder}{found}"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor to be written: its size is known, its values are made when its shard is written."""
+
+    name: str
+    bytes: int
+    make: Callable[[], Tensor]
+
+
+def write_weights(folder: Path, tensors: Iterable[Stored], max_shard_bytes: float) -> None:
+    """Writes `model.safetensors`, or shards with an index if that would be larger than `max_shard_bytes`.
+
+    At most one shard's worth of new tensors (those that had to be cast or moved) is held at a time.
+
+    Raises:
+        OSError: the file system refused (full disk, file too large).
+    """
+    shards: list[list[Stored]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if shards[-1] and filled + tensor.bytes > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += tensor.bytes
+    if len(shards) == 1:
+        _write(folder / SINGLE_FILE, shards[0])
+        return
+    weight_map: dict[str, str] = {}
+    for i, shard in enumerate(shards, start=1):
+        name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        _write(folder / name, shard)
+        weight_map.update({tensor.name: name for tensor in shard})
+    total = sum(tensor.bytes for shard in shards for tensor in shard)
+    index: dict[str, Any] = {
+        "metadata": {"total_size": total},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
+    (folder / INDEX_FILE).write_text(dump(index), encoding="utf-8")
+
+
+def _write(file: Path, shard: list[Stored]) -> None:
+    try:
+        with torch.no_grad():
+            save_file({tensor.name: tensor.make() for tensor in shard}, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"could not write {file}: {error}") from error

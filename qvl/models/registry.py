@@ -1,0 +1,61 @@
+"""The literal table of model families: `model_type` of a config.json -> what builds it and names its tensors.
+
+Knows: which families there are. Does not know: files, json (`qvl.checkpoint` reads and writes those).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from qvl.models.keys import Entry
+from qvl.models.qwen2_vl import keymap as qwen2_vl_keys
+from qvl.models.qwen2_vl.model import Qwen2VL
+
+
+@dataclass(frozen=True)
+class Family:
+    architecture: str
+    """What `architectures` of an official config.json says."""
+    module: type[nn.Module]
+    """Built from its configuration (inside `torch.device("meta")` it takes no memory)."""
+    entries: Callable[[Any], tuple[Entry, ...]]
+    """Module -> its parameters in terms of official tensors."""
+    old_name: Callable[[str], str]
+    """Any generation's tensor name -> the name that `entries` uses."""
+    head: str
+    """Official name of the output head's matrix."""
+    embed: str
+    """Official name of the token embedding."""
+
+
+FAMILIES: dict[str, Family] = {
+    "qwen2_vl": Family(
+        architecture="Qwen2VLForConditionalGeneration",
+        module=Qwen2VL,
+        entries=qwen2_vl_keys.entries,
+        old_name=qwen2_vl_keys.old_name,
+        head=qwen2_vl_keys.HEAD,
+        embed=qwen2_vl_keys.EMBED,
+    ),
+}
+
+
+def family(model_type: object) -> Family:
+    """The family of a config.json's `model_type`. Raises `ValueError` listing the ones there are."""
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise ValueError(
+            f"model_type {model_type!r} is not one this package implements; there are: {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[model_type]
+
+
+def family_of(model: nn.Module) -> Family:
+    """The family that a model belongs to. Raises `ValueError` for a module that is none of them."""
+    for entry in FAMILIES.values():
+        if type(model) is entry.module:
+            return entry
+    raise ValueError(f"a {type(model).__name__} is not one of the models: {', '.join(FAMILIES)}")
