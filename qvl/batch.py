@@ -42,7 +42,7 @@ class Batch:
     tokens_T: Tensor
     """int64 [T]. Rows named by `vision_rows_M` hold placeholder ids and are overwritten by vision tokens."""
     positions_RT: Tensor
-    """int64 [R, T] rotary positions: R = 1 (Qwen-VL, ablation) or 3 (time, height, width), restarting at 0 per sequence."""
+    """int64 [R, T] rotary positions, restarting at 0 per sequence: R = 1 (Qwen-VL, ablation) or 3 (time, row, column)."""
     seq_lens: tuple[int, ...]
     """Tokens of each sequence; their sum is T. Plain integers, so that no device has to be asked for them."""
     patches_PC: Tensor
@@ -55,6 +55,10 @@ class Batch:
     """(temporal, height, width) in patches of each picture or video, in reading order."""
     vision_rows_M: Tensor
     """int64 [M] increasing: the rows of `tokens_T` that the M vision tokens fill, in order."""
+    parents: tuple[int, ...] = ()
+    """Branches: sequence s goes on from the end of sequence `parents[s]`, sees all of it and none of its siblings;
+    -1 = starts on its own. Empty = all start on their own. Several questions about one picture share its tokens so,
+    and compute exactly what each would compute alone."""
     labels_T: Tensor | None = None
     """int64 [T]: the token that row t has to predict (already shifted within its sequence), or IGNORE."""
     names: tuple[str, ...] = ()
@@ -64,6 +68,12 @@ class Batch:
         tokens = self.tokens_T.shape[0]
         assert sum(self.seq_lens) == tokens, f"seq_lens sum to {sum(self.seq_lens)}, but there are {tokens} tokens"
         assert self.positions_RT.shape[1] == tokens, f"{self.positions_RT.shape[1]} positions for {tokens} tokens"
+        assert all(-1 <= p < s and (p < 0 or self.parents[p] < 0) for s, p in enumerate(self.parents)), (
+            f"parents {self.parents} must come before their branches and have no parent themselves"
+        )
+        assert len(self.parents) in (0, len(self.seq_lens)), (
+            f"{len(self.parents)} parents, {len(self.seq_lens)} sequences"
+        )
         patches = self.patches_PC.shape[0]
         assert sum(self.segment_lens) == patches, (
             f"segment_lens sum to {sum(self.segment_lens)}, but there are {patches} patches"

@@ -47,7 +47,7 @@ class PackedContext(AttnContext):
 
     def __init__(self, batch: Batch) -> None:
         device = batch.tokens_T.device
-        self._text = SegmentPlan.build(batch.seq_lens, causal=True, device=device)
+        self._text = SegmentPlan.build(batch.seq_lens, causal=True, device=device, parents=batch.parents)
         self._vision = SegmentPlan.build(batch.segment_lens, causal=False, device=device)
 
     def text(self, layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
@@ -59,12 +59,18 @@ class PackedContext(AttnContext):
 
 @dataclass(frozen=True)
 class _Group:
-    """Segments attended in one call, as rows `[segments, length]`. `rows=None`: one contiguous run from `start`."""
+    """Segments attended in one call: queries `[segments, length]`, keys `[segments, keys]`."""
 
     segments: int
     length: int
     start: int
-    rows_X: Tensor | None
+    """First row, if the segments are one contiguous run and see only themselves (then there are no indices)."""
+    queries_X: Tensor | None = None
+    """Row of each query, segment by segment."""
+    keys_X: Tensor | None = None
+    """Row of each key, segment by segment; None = the queries' rows."""
+    hidden_SLY: Tensor | None = None
+    """True where a query must not see a key, if that is more than the causal triangle."""
 
 
 @final
@@ -75,6 +81,8 @@ class SegmentPlan:
     up with a repeated row, which no real query can see because it lies after them. Example, lengths (5, 9, 4)::
 
         group A: length 5, rows [[0 1 2 3 4], [14 15 16 17 17]]      group B: length 9, rows [[5 ... 13]]
+
+    A branch (a causal segment with a parent) sees its parent's rows before its own.
     """
 
     def __init__(self, groups: list[_Group], order_T: Tensor | None, causal: bool) -> None:
@@ -83,31 +91,31 @@ class SegmentPlan:
         self._causal = causal
 
     @classmethod
-    def build(cls, lens: tuple[int, ...], causal: bool, device: torch.device | str = "cpu") -> SegmentPlan:
-        """Plans attention for segments of `lens` rows that lie end to end."""
+    def build(
+        cls,
+        lens: tuple[int, ...],
+        causal: bool,
+        device: torch.device | str = "cpu",
+        parents: tuple[int, ...] = (),
+    ) -> SegmentPlan:
+        """Plans attention for segments of `lens` rows that lie end to end (`parents` as in `Batch`)."""
         offsets = [0, *accumulate(lens)]
-        if len(set(lens)) <= 1:
-            groups = [_Group(len(lens), lens[0], 0, None)] if lens and lens[0] else []
+        if not parents and len(set(lens)) <= 1:
+            groups = [_Group(len(lens), lens[0], 0)] if lens and lens[0] else []
             return cls(groups, None, causal)
-        buckets = _bucket_similar(lens) if causal else _bucket_equal(lens)
+        roots = [s for s, n in enumerate(lens) if n and (not parents or parents[s] < 0)]
+        branches = [s for s, n in enumerate(lens) if n and parents and parents[s] >= 0]
         groups: list[_Group] = []
         order_T = torch.empty(offsets[-1], dtype=torch.long)
         filled = 0  # rows of the concatenated group outputs so far
-        for members in buckets:
-            length = max(lens[s] for s in members)
-            if len(members) == 1:
-                start = offsets[members[0]]
-                groups.append(_Group(1, length, start, None))
-                order_T[start : start + length] = torch.arange(filled, filled + length)
-            else:
-                starts = torch.tensor([offsets[s] for s in members])
-                last = torch.tensor([offsets[s + 1] - 1 for s in members])
-                rows = torch.minimum(starts[:, None] + torch.arange(length), last[:, None])
-                groups.append(_Group(len(members), length, 0, rows.flatten().to(device)))
-                for i, s in enumerate(members):
-                    begin = filled + i * length
-                    order_T[offsets[s] : offsets[s + 1]] = torch.arange(begin, begin + lens[s])
-            filled += len(members) * length
+        buckets = _bucket_similar(lens, roots) if causal else _bucket_equal(lens, roots)
+        for members in buckets + _bucket_similar(lens, branches):
+            group = _group(members, lens, offsets, parents, device)
+            groups.append(group)
+            for i, s in enumerate(members):
+                begin = filled + i * group.length
+                order_T[offsets[s] : offsets[s + 1]] = torch.arange(begin, begin + lens[s])
+            filled += group.segments * group.length
         return cls(groups, order_T.to(device), causal)
 
     def attend(self, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
@@ -120,30 +128,65 @@ class SegmentPlan:
         return torch.cat(outs).index_select(0, self._order_T)
 
     def _attend_group(self, group: _Group, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
-        def take(x: Tensor) -> Tensor:
-            if group.rows_X is None:
+        def take(x: Tensor, rows_X: Tensor | None) -> Tensor:
+            if rows_X is None:
                 x = x[group.start : group.start + group.segments * group.length]
             else:
-                x = x.index_select(0, group.rows_X)
-            return x.unflatten(0, (group.segments, group.length)).transpose(1, 2)
+                x = x.index_select(0, rows_X)
+            return x.unflatten(0, (group.segments, -1)).transpose(1, 2)
 
-        out = attend_dense(take(q_TNH), take(k_TKH), take(v_TKH), causal=self._causal)
+        keys_X = group.queries_X if group.keys_X is None else group.keys_X
+        out = attend_dense(
+            take(q_TNH, group.queries_X), take(k_TKH, keys_X), take(v_TKH, keys_X), self._causal, group.hidden_SLY
+        )
         return out.transpose(1, 2).flatten(0, 1)
 
 
-def _bucket_equal(lens: tuple[int, ...]) -> list[list[int]]:
+def _group(
+    members: list[int],
+    lens: tuple[int, ...],
+    offsets: list[int],
+    parents: tuple[int, ...],
+    device: torch.device | str,
+) -> _Group:
+    """Rows of the segments `members`, filled up to the longest; branches get their parents' rows as extra keys."""
+    length = max(lens[s] for s in members)
+    if len(members) == 1 and (not parents or parents[members[0]] < 0):
+        return _Group(1, length, offsets[members[0]])
+    starts_S = torch.tensor([offsets[s] for s in members])
+    lens_S = torch.tensor([lens[s] for s in members])
+    own_SL = starts_S[:, None] + torch.minimum(torch.arange(length), lens_S[:, None] - 1)
+    queries_X = own_SL.flatten().to(device)
+    if not parents or parents[members[0]] < 0:
+        return _Group(len(members), length, 0, queries_X)
+    past = max(lens[parents[s]] for s in members)
+    past_starts_S = torch.tensor([offsets[parents[s]] for s in members])
+    past_lens_S = torch.tensor([lens[parents[s]] for s in members])
+    past_SC = past_starts_S[:, None] + torch.minimum(torch.arange(past), past_lens_S[:, None] - 1)
+    fill_SLC = (torch.arange(past) >= past_lens_S[:, None])[:, None].expand(-1, length, -1)
+    future_SLL = torch.ones(length, length, dtype=torch.bool).triu_(1).expand(len(members), -1, -1)
+    return _Group(
+        len(members),
+        length,
+        0,
+        queries_X,
+        torch.cat((past_SC, own_SL), dim=1).flatten().to(device),
+        torch.cat((fill_SLC, future_SLL), dim=2).to(device),
+    )
+
+
+def _bucket_equal(lens: tuple[int, ...], members: list[int]) -> list[list[int]]:
     buckets: dict[int, list[int]] = defaultdict(list)
-    for s, length in enumerate(lens):
-        if length:
-            buckets[length].append(s)
+    for s in members:
+        buckets[lens[s]].append(s)
     return list(buckets.values())
 
 
-def _bucket_similar(lens: tuple[int, ...]) -> list[list[int]]:
+def _bucket_similar(lens: tuple[int, ...], members: list[int]) -> list[list[int]]:
     """Longest first; a segment joins the open bucket while the bucket's filling stays under `_PAD_WASTE`."""
     buckets: list[list[int]] = []
     real = 0
-    for s in sorted((s for s in range(len(lens)) if lens[s]), key=lambda s: -lens[s]):
+    for s in sorted(members, key=lambda s: -lens[s]):
         if buckets and lens[buckets[-1][0]] * (len(buckets[-1]) + 1) <= _PAD_WASTE * (real + lens[s]):
             buckets[-1].append(s)
             real += lens[s]
@@ -153,39 +196,56 @@ def _bucket_similar(lens: tuple[int, ...]) -> list[list[int]]:
     return buckets
 
 
-def attend_dense(q_SNLH: Tensor, k_SKLH: Tensor, v_SKLH: Tensor, causal: bool) -> Tensor:
-    """Attention of `S` segments of one length: `[S, N, L, H]`, `[S, K, L, H]` x 2 -> `[S, N, L, H]`.
+def attend_dense(
+    q_SNLH: Tensor, k_SKYH: Tensor, v_SKYH: Tensor, causal: bool, hidden_SLY: Tensor | None = None
+) -> Tensor:
+    """Attention of `S` segments of one length: `[S, N, L, H]`, `[S, K, Y, H]` x 2 -> `[S, N, L, H]`.
 
-    Short segments on the CPU take explicit matmul + softmax (its backward is about twice as fast there), everything
-    else the fused kernel, which never holds the L x L scores.
+    `hidden_SLY` (True = not seen) replaces the causal triangle if given. Short segments on the CPU take explicit
+    matmul + softmax (its backward is about twice as fast there), everything else the fused kernel, which never holds
+    the L x L scores.
     """
     segments, heads, length, _ = q_SNLH.shape
-    scores = segments * heads * length * length
+    scores = segments * heads * length * k_SKYH.shape[2]
     if q_SNLH.device.type == "cpu" and length <= _EXPLICIT_MAX_LEN and scores <= _EXPLICIT_MAX_SCORES:
-        return _attend_explicit(q_SNLH, k_SKLH, v_SKLH, causal)
-    grouped = k_SKLH.shape[1] != heads
-    return F.scaled_dot_product_attention(q_SNLH, k_SKLH, v_SKLH, is_causal=causal, enable_gqa=grouped)
+        if hidden_SLY is None and causal:
+            hidden_SLY = torch.ones(1, length, length, dtype=torch.bool, device=q_SNLH.device).triu_(1)
+        return _attend_explicit(q_SNLH, k_SKYH, v_SKYH, hidden_SLY)
+    grouped = k_SKYH.shape[1] != heads
+    seen = None if hidden_SLY is None else ~hidden_SLY[:, None]
+    return F.scaled_dot_product_attention(
+        q_SNLH, k_SKYH, v_SKYH, attn_mask=seen, is_causal=causal and seen is None, enable_gqa=grouped
+    )
 
 
-def _attend_explicit(q_SNLH: Tensor, k_SKLH: Tensor, v_SKLH: Tensor, causal: bool) -> Tensor:
+def _attend_explicit(q_SNLH: Tensor, k_SKYH: Tensor, v_SKYH: Tensor, hidden_SLY: Tensor | None) -> Tensor:
     segments, heads, length, size = q_SNLH.shape
-    kv_heads = k_SKLH.shape[1]
+    kv_heads = k_SKYH.shape[1]
     # Query heads that share a key head become more query rows of it, so keys are never copied.
     q_SKXH = (q_SNLH * size**-0.5).reshape(segments, kv_heads, -1, size)
-    scores_SKXL = q_SKXH @ k_SKLH.transpose(-1, -2)
-    if causal:
-        future_LL = torch.ones(length, length, dtype=torch.bool, device=q_SNLH.device).triu_(1)
-        scores_SKXL = scores_SKXL.unflatten(2, (-1, length)).masked_fill(future_LL, float("-inf")).flatten(2, 3)
-    return (scores_SKXL.softmax(-1) @ v_SKLH).reshape(segments, heads, length, size)
+    scores_SKXY = q_SKXH @ k_SKYH.transpose(-1, -2)
+    if hidden_SLY is not None:
+        per_head = scores_SKXY.unflatten(2, (-1, length))
+        scores_SKXY = per_head.masked_fill(hidden_SLY[:, None, None], float("-inf")).flatten(2, 3)
+    return (scores_SKXY.softmax(-1) @ v_SKYH).reshape(segments, heads, length, size)
 
 
-def attend_naive(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, lens: tuple[int, ...], causal: bool) -> Tensor:
+def attend_naive(
+    q_TNH: Tensor,
+    k_TKH: Tensor,
+    v_TKH: Tensor,
+    lens: tuple[int, ...],
+    causal: bool,
+    parents: tuple[int, ...] = (),
+) -> Tensor:
     """The slow twin of `SegmentPlan.attend`: one dense mask over all rows. For tests."""
     total = q_TNH.shape[0]
     segment_T = torch.repeat_interleave(torch.arange(len(lens)), torch.tensor(lens))
     allowed_TT = segment_T[:, None] == segment_T[None, :]
     if causal:
         allowed_TT &= torch.ones(total, total, dtype=torch.bool).tril()
+    if parents:
+        allowed_TT |= torch.tensor(parents)[segment_T][:, None] == segment_T[None, :]
     repeat = q_TNH.shape[1] // k_TKH.shape[1]
     k_TNH = k_TKH.repeat_interleave(repeat, dim=1)
     v_TNH = v_TKH.repeat_interleave(repeat, dim=1)

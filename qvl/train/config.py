@@ -1,0 +1,88 @@
+"""A recipe, typed: what to build, what each stage trains on, with which optimizer, for how long.
+
+Knows: the fields of a recipe file. Does not know: how any of it is carried out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from qvl.data.world.config import WorldConfig
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Matrices of the blocks go to Muon (or AdamW), everything else to AdamW."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: float = 1e-3
+    """Peak learning rate of AdamW."""
+    muon_lr: float = 3e-3
+    """Peak learning rate of Muon, scaled to match AdamW's update size (`match_rms_adamw`)."""
+    min_lr_ratio: float = 0.1
+    """Learning rate at the end of the cosine, as a share of the peak."""
+    warmup: float = 0.02
+    """Linear warm-up, as a share of the stage."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    """Decoupled; matrices and embeddings only, never norms and biases."""
+    clip: float = 1.0
+    """Largest gradient norm over all trained parameters; 0 = off."""
+    vision_lr: float = 1.0
+    """Factor on the learning rate of the vision tower (blocks and patch embedding)."""
+    merger_lr: float = 1.0
+    """Factor on the learning rate of the merger or adapter."""
+    text_lr: float = 1.0
+    """Factor on the learning rate of the language model."""
+    vision_layer_decay: float = 1.0
+    """Layer-wise decay: vision block i of n gets factor decay^(n - i), the patch embedding decay^(n + 1)."""
+
+
+Part = Literal["vision", "merger", "text"]
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage: what it reads, what it trains, how long."""
+
+    name: str
+    trains: tuple[Part, ...]
+    """Parts that learn; the others are frozen."""
+    share: float
+    """Share of the run's `minutes` (if `steps` is 0)."""
+    world: WorldConfig = field(default_factory=WorldConfig)
+    """The embedded world's tasks, sizes and turns of this stage."""
+    chat_format: Literal["chatml", "raw"] = "raw"
+    steps: int = 0
+    """Train exactly this many steps instead of a share of the time."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    tokens_per_pack: int = 4096
+    """Most tokens of one packed forward pass."""
+    patches_per_pack: int = 4096
+    """Most patches of one packed forward pass."""
+    accumulate: int = 1
+    """Packs per optimizer step."""
+    evaluate: bool = True
+    """Measure on the development split when the stage ends."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    run: str
+    """Folder of the run: checkpoints, logs, predictions, report."""
+    stages: tuple[StageConfig, ...]
+    model: str = "tiny"
+    """Name of a model preset."""
+    minutes: float = 15.0
+    """Training time of all stages that give a share. Evaluation comes on top."""
+    seed: int = 0
+    threads: int = 0
+    """CPU threads; 0 = all cores."""
+    log_every: int = 10
+    save_every_minutes: float = 1.0
+    eval_samples: int = 100
+    """Held-out questions per task after each stage."""
+    final_eval_samples: int = 200
+    """Held-out questions per task at the end."""

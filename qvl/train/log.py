@@ -1,0 +1,127 @@
+"""What a run says while it learns: a progress bar, a line of JSON per interval, TensorBoard.
+
+Knows: numbers and where they are written. Does not know: how they came about.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import defaultdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, final
+
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from qvl.runtime import console
+
+log = logging.getLogger(__name__)
+
+
+@final
+class RunLog:
+    """Averages per interval. Use as a context manager: it owns the progress bar and the open files."""
+
+    def __init__(self, folder: Path, total_seconds: float) -> None:
+        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._board = _tensorboard(folder / "tensorboard")
+        self._total = total_seconds
+        self._bar = Progress(
+            TextColumn("[bold]{task.fields[stage]}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("{task.fields[speed]}"),
+            TextColumn("left {task.fields[left]}"),
+            console=console(),
+            refresh_per_second=2,
+        )
+        self._task: TaskID | None = None
+        self._reset()
+
+    def __enter__(self) -> RunLog:
+        self._bar.start()
+        self._task = self._bar.add_task("", total=1.0, stage="starting", loss="-", speed="", left=clock(self._total))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _reset(self) -> None:
+        self._since = time.perf_counter()
+        self._loss = self._targets = self._tokens = self._samples = self._wait = 0.0
+        self._by_task: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+
+    def add(
+        self, loss_sum: float, targets: int, tokens: int, samples: int, wait: float, tasks: dict[str, tuple[float, int]]
+    ) -> None:
+        """Adds one step: loss summed over `targets` supervised tokens, per task too; `wait`: seconds waiting for data."""
+        self._loss += loss_sum
+        self._targets += targets
+        self._tokens += tokens
+        self._samples += samples
+        self._wait += wait
+        for task, (total, count) in tasks.items():
+            self._by_task[task][0] += total
+            self._by_task[task][1] += count
+
+    def show(self, stage: str, progress: float, seconds_left: float) -> None:
+        """Moves the bar."""
+        assert self._task is not None
+        seconds = max(1e-9, time.perf_counter() - self._since)
+        self._bar.update(
+            self._task,
+            completed=progress,
+            stage=stage,
+            loss=f"{self._loss / self._targets:.3f}" if self._targets else "-",
+            speed=f"{self._tokens / seconds:,.0f} tokens/s {self._samples / seconds:.0f} samples/s",
+            left=clock(seconds_left),
+        )
+
+    def write(self, stage: str, step: int, elapsed: float, **extra: float) -> dict[str, Any]:
+        """Writes the interval's averages and starts a new interval."""
+        seconds = max(1e-9, time.perf_counter() - self._since)
+        row: dict[str, Any] = {
+            "stage": stage,
+            "step": step,
+            "elapsed_s": round(elapsed, 2),
+            "loss": self._loss / max(1.0, self._targets),
+            "tokens_per_s": self._tokens / seconds,
+            "samples_per_s": self._samples / seconds,
+            "data_wait": self._wait / seconds,
+            "task_loss": {t: s / n for t, (s, n) in sorted(self._by_task.items()) if n},
+            **extra,
+        }
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for key, value in row.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(f"{stage}/{key}", value, step)
+            for task, value in row["task_loss"].items():
+                self._board.add_scalar(f"{stage}/task/{task}", value, step)
+        self._reset()
+        return row
+
+
+def clock(seconds: float) -> str:
+    """`75` -> `1:15`."""
+    whole = max(0, round(seconds))
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        log.info("no TensorBoard log: pip install qvl[log] adds it (metrics.jsonl is written in any case)")
+        return None
+    return SummaryWriter(str(folder))

@@ -1,0 +1,158 @@
+"""Optimizers: who is updated by what, how fast, and how the rate changes over a stage.
+
+Knows: parameter roles by name (vision, merger, text; matrix or not). Does not know: data, loss, stages' order.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from qvl.train.config import OptimConfig, Part
+
+_NS_COEFFICIENTS = (3.4445, -4.775, 2.0315)
+
+
+def part_of(name: str) -> Part:
+    """The part a parameter belongs to: `visual.merger.*` is the merger, other `visual.*` vision, the rest text."""
+    if name.startswith("visual.merger."):
+        return "merger"
+    return "vision" if name.startswith("visual.") else "text"
+
+
+def freeze(model: nn.Module, trains: Iterable[Part]) -> list[tuple[str, nn.Parameter]]:
+    """Switches gradients on for the parts in `trains`, off elsewhere; returns the trained parameters by name."""
+    trained = []
+    for name, p in model.named_parameters():
+        p.requires_grad_(part_of(name) in set(trains))
+        if p.requires_grad:
+            trained.append((name, p))
+    return trained
+
+
+@final
+class Float32Muon(torch.optim.Muon):
+    """`torch.optim.Muon` with its orthogonalisation in float32, matrices of one shape in one call.
+
+    The library iterates in bfloat16, which is hundreds of times slower on a CPU without bfloat16 units. The update is
+    the same otherwise (momentum with Nesterov, `match_rms_adamw`, decoupled weight decay).
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        assert closure is None, "closures are not supported"
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape[p.shape].append(p)
+            for params in by_shape.values():
+                self._update(group, params)
+
+    def _update(self, group: dict[str, Any], params: list[nn.Parameter]) -> None:
+        momentum = group["momentum"]
+        updates = []
+        for p in params:
+            buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+            buffer.lerp_(p.grad, 1 - momentum)
+            updates.append(p.grad.lerp(buffer, momentum) if group["nesterov"] else buffer)
+        rows, columns = params[0].shape
+        # AdamW's updates have a root mean square near 0.2; an orthogonal matrix has 1 / sqrt(max side).
+        lr = group["lr"] * 0.2 * math.sqrt(max(rows, columns))
+        for p, update in zip(params, orthogonalise(torch.stack(updates), group["ns_steps"]), strict=True):
+            p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=lr)
+
+
+def orthogonalise(x_XRC: Tensor, steps: int) -> Tensor:
+    """Brings the singular values of each matrix near 1 by Newton-Schulz iteration (Muon), in the input's dtype."""
+    a, b, c = _NS_COEFFICIENTS
+    tall = x_XRC.shape[-2] > x_XRC.shape[-1]
+    x = x_XRC.mT if tall else x_XRC
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+@final
+class Optimizers:
+    """The optimizers of one stage, stepped together; rates follow a cosine with linear warm-up."""
+
+    def __init__(self, trained: list[tuple[str, nn.Parameter]], config: OptimConfig) -> None:
+        self.config = config
+        self.params = [p for _, p in trained]
+        layers = 1 + max((_vision_layer(n) for n, _ in trained), default=-1)
+        muon: dict[float, list[nn.Parameter]] = defaultdict(list)
+        adamw: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
+        for name, p in trained:
+            factor = _rate_factor(name, config, layers)
+            if config.name == "muon" and p.ndim == 2 and not name.startswith(("embed.", "head.")):
+                muon[factor].append(p)
+            else:
+                adamw[factor, p.ndim >= 2].append(p)
+        self.all: list[torch.optim.Optimizer] = []
+        if muon:
+            groups = [{"params": ps, "peak": config.muon_lr * f} for f, ps in muon.items()]
+            self.all.append(
+                Float32Muon(
+                    groups,
+                    lr=config.muon_lr,
+                    weight_decay=config.weight_decay,
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
+        if adamw:
+            groups = [
+                {"params": ps, "peak": config.lr * f, "weight_decay": config.weight_decay if decays else 0.0}
+                for (f, decays), ps in adamw.items()
+            ]
+            self.all.append(torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True))
+
+    def step(self, progress: float) -> tuple[float, float]:
+        """Clips, updates at the rates of `progress` in [0, 1], clears gradients. Returns (gradient norm, rate factor)."""
+        factor = rate(progress, self.config)
+        norm = nn.utils.clip_grad_norm_(self.params, self.config.clip or math.inf)
+        for optimizer in self.all:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return float(norm), factor
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [o.state_dict() for o in self.all]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        for optimizer, state in zip(self.all, states, strict=True):
+            optimizer.load_state_dict(state)
+
+
+def rate(progress: float, config: OptimConfig) -> float:
+    """Learning rate as a share of its peak: linear to 1 during the warm-up, then a cosine to `min_lr_ratio`."""
+    if progress < config.warmup:
+        return max(progress / config.warmup, 1e-3)
+    x = min(1.0, (progress - config.warmup) / max(1e-9, 1 - config.warmup))
+    return config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * x))
+
+
+def _vision_layer(name: str) -> int:
+    match = re.match(r"visual\.blocks\.(\d+)\.", name)
+    return int(match.group(1)) if match else -1
+
+
+def _rate_factor(name: str, config: OptimConfig, layers: int) -> float:
+    match part_of(name):
+        case "text":
+            return config.text_lr
+        case "merger":
+            return config.merger_lr
+        case "vision":
+            # Block i of n: decay^(n - i); the patch embedding counts as block -1.
+            return config.vision_lr * config.vision_layer_decay ** (layers - _vision_layer(name))

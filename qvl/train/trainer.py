@@ -1,0 +1,183 @@
+"""The choreography of a training run: stages in order, steps in a stage, and nothing lost when it is interrupted.
+
+Knows: when to load, step, log, save and hand over to an evaluation.
+Does not know: how a batch is made, how a loss is computed, what an evaluation measures.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from qvl.data.loader import background
+from qvl.data.packing import Pack, PackLimits, SampleSource, packs
+from qvl.inputs.processor import Processor
+from qvl.train.clock import StageClock
+from qvl.train.config import StageConfig, TrainConfig
+from qvl.train.log import RunLog
+from qvl.train.loss import token_losses
+from qvl.train.optim import Optimizers, freeze
+from qvl.train.state import load_state, rng_state, save_state, set_rng_state
+
+log = logging.getLogger(__name__)
+
+_MAX_BAD_STEPS = 5
+
+StageEnd = Callable[[nn.Module, StageConfig], None]
+
+
+@final
+class Trainer:
+    """Trains `model` through the stages of `config`, from wherever the run's folder says it stopped.
+
+    Args:
+        source: gives the samples of a stage (`source(stage)[index]`).
+        on_stage_end: called after each stage with the model in evaluation mode.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: nn.Module,
+        processor: Processor,
+        source: Callable[[StageConfig], SampleSource],
+        on_stage_end: StageEnd | None = None,
+    ) -> None:
+        self.config = config
+        self.model = model
+        self.processor = processor
+        self.source = source
+        self.on_stage_end = on_stage_end
+        self.folder = Path(config.run)
+        self.elapsed = 0.0
+        """Training seconds of all stages so far."""
+
+    def fit(self) -> None:
+        """Runs every stage that is not done yet. Interrupting it loses nothing: the same command goes on."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        saved = load_state(self.folder / "checkpoint")
+        first = 0
+        if saved:
+            self.model.load_state_dict(saved["model"])
+            self.elapsed, first = saved["elapsed"], saved["stage"]
+            log.info("going on from stage %d, step %d (%s)", first, saved["step"], self.folder / "checkpoint")
+        with RunLog(self.folder, self._seconds_left(first, 0.0)) as run_log:
+            for index in range(first, len(self.config.stages)):
+                self._run_stage(index, run_log, saved if index == first else None)
+                saved = None
+
+    def _run_stage(self, index: int, run_log: RunLog, saved: dict[str, Any] | None) -> None:
+        stage = self.config.stages[index]
+        optimizers = Optimizers(freeze(self.model, stage.trains), stage.optim)
+        clock = StageClock(stage.steps, stage_seconds(self.config, index))
+        next_index = 0
+        if saved and saved["optimizers"] is not None:
+            optimizers.load_state_dict(saved["optimizers"])
+            clock.resume(saved["step"], saved["stage_elapsed"])
+            next_index = saved["next_index"]
+            set_rng_state(saved["rng"])
+        source = self.source(stage)
+        pack_stream = self._packs(stage, source, next_index)
+        last_save = time.perf_counter()
+        before = self.elapsed - clock.elapsed
+        bad = 0
+        self.model.train()
+        while clock.progress < 1.0:
+            waited = time.perf_counter()
+            held = [next(pack_stream) for _ in range(stage.accumulate)]
+            waited = time.perf_counter() - waited
+            loss_sum, targets = self._backward(held, source.tasks, run_log, waited)
+            if not torch.isfinite(torch.tensor(loss_sum)):
+                bad = self._bad_step(bad + 1, held, optimizers)
+                continue
+            bad = 0
+            norm, factor = optimizers.step(clock.progress)
+            clock.step += 1
+            self.elapsed = before + clock.elapsed
+            left = clock.seconds_left + self._seconds_left(index + 1, 0.0)
+            run_log.show(stage.name, clock.progress, left)
+            if clock.step % self.config.log_every == 0:
+                run_log.write(stage.name, clock.step, self.elapsed, grad_norm=norm, lr_factor=factor)
+            if time.perf_counter() - last_save > 60 * self.config.save_every_minutes:
+                self._save(index, clock, held[-1].next_index, optimizers)
+                last_save = time.perf_counter()
+        self.model.eval()
+        del pack_stream
+        if self.on_stage_end is not None:
+            self.on_stage_end(self.model, stage)
+        self._save(index + 1, None, 0, None)
+
+    def _backward(self, held: list[Pack], tasks: tuple[str, ...], run_log: RunLog, waited: float) -> tuple[float, int]:
+        """Gradients of the mean loss over *all* targets of the step, however they are split into packs."""
+        targets = sum(pack.batch.target_count for pack in held)
+        total = 0.0
+        for i, pack in enumerate(held):
+            losses_X, _ = token_losses(self.model, pack.batch)
+            (losses_X.sum() / targets).backward()
+            sums = _sums_by_task(losses_X.detach(), pack.task_X, tasks)
+            part = float(losses_X.detach().sum())
+            total += part
+            run_log.add(
+                part,
+                losses_X.shape[0],
+                pack.batch.tokens_T.shape[0],
+                pack.samples,
+                waited if i == 0 else 0.0,
+                sums,
+            )
+        return total, targets
+
+    def _packs(self, stage: StageConfig, source: SampleSource, start: int) -> Iterator[Pack]:
+        limits = PackLimits(stage.tokens_per_pack, stage.patches_per_pack)
+        processor = self.processor
+        return background(lambda: packs(source, processor, limits, stage.chat_format, start))
+
+    def _bad_step(self, count: int, held: list[Pack], optimizers: Optimizers) -> int:
+        names = [name for pack in held for name in pack.batch.names]
+        if count >= _MAX_BAD_STEPS:
+            raise ValueError(
+                f"{count} steps in a row gave a loss that is not a number; the last one held {', '.join(names[:8])}. "
+                "Lower the learning rate (optim.lr, optim.muon_lr) or look at these samples"
+            )
+        log.warning("skipped a step whose loss is not a number; it held %s", ", ".join(names[:8]))
+        for optimizer in optimizers.all:
+            optimizer.zero_grad(set_to_none=True)
+        return count
+
+    def _save(self, stage: int, clock: StageClock | None, next_index: int, optimizers: Optimizers | None) -> None:
+        save_state(
+            self.folder / "checkpoint",
+            {
+                "model": self.model.state_dict(),
+                "optimizers": optimizers.state_dict() if optimizers else None,
+                "stage": stage,
+                "step": clock.step if clock else 0,
+                "stage_elapsed": clock.elapsed if clock else 0.0,
+                "next_index": next_index,
+                "elapsed": self.elapsed,
+                "rng": rng_state(),
+            },
+        )
+
+    def _seconds_left(self, first: int, default: float) -> float:
+        """Seconds planned for stage `first` and those after it (stages counted in steps are unknown: 0)."""
+        return sum((stage_seconds(self.config, i) for i in range(first, len(self.config.stages))), start=default)
+
+
+def stage_seconds(config: TrainConfig, index: int) -> float:
+    """The stage's part of the run's minutes, in seconds; 0 if it is counted in steps."""
+    timed = [stage.share for stage in config.stages if not stage.steps]
+    stage = config.stages[index]
+    return 0.0 if stage.steps else 60 * config.minutes * stage.share / sum(timed)
+
+
+def _sums_by_task(losses_X: Tensor, task_X: Tensor, tasks: tuple[str, ...]) -> dict[str, tuple[float, int]]:
+    sums = torch.zeros(len(tasks)).index_add_(0, task_X, losses_X.float().cpu())
+    counts = torch.bincount(task_X, minlength=len(tasks))
+    return {n: (float(s), int(c)) for n, s, c in zip(tasks, sums, counts, strict=True) if c}
