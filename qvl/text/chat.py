@@ -182,8 +182,9 @@ class _Chunks:
         self._supervised = False
 
     def text(self, text: str, *, supervised: bool) -> None:
-        self._supervise(supervised)
-        self._text.append(text)
+        if text:
+            self._supervise(supervised)
+            self._text.append(text)
 
     def control(self, token_id: int, *, supervised: bool) -> None:
         self._supervise(supervised)

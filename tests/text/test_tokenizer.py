@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -106,7 +107,15 @@ def test_markup_turns_grounding_marks_into_ids(full: Tokenizer) -> None:
     text = "<|object_ref_start|> a<|object_ref_end|><|box_start|>(1,2)<|box_end|><|quad_start|><|quad_end|><|im_end|>"
     ids = full.encode(text, markup=True)
     assert [i for i in ids if i >= 151643] == [151646, 151647, 151648, 151649, 151650, 151651]
-    assert ids == [151646, 264, 151647, 151648, *full.encode("(1,2)"), *range(151649, 151652), *full.encode("<|im_end|>")]
+    assert ids == [
+        151646,
+        264,
+        151647,
+        151648,
+        *full.encode("(1,2)"),
+        *range(151649, 151652),
+        *full.encode("<|im_end|>"),
+    ]
     assert full.decode(ids) == text
     assert full.decode(ids, keep_markup=False) == " a(1,2)<|im_end|>"
     # a combining stroke after a mark must not fuse with the mark's ">" (NFC of "|>\u0338" is "|≯")
@@ -138,10 +147,17 @@ def test_lone_surrogates_are_replaced(full: Tokenizer, text: str, reads_as: str)
     assert full.encode(text) == full.encode(text, markup=True) == full.encode(reads_as)
 
 
-@settings(max_examples=100, deadline=None)
-@given(text=st.text(st.characters(exclude_categories=[]), max_size=30))
+def _whole_or_replaced(match: re.Match[str]) -> str:
+    half = match.group()
+    return "\ufffd" if len(half) == 1 else chr(0x10000 + ((ord(half[0]) & 0x3FF) << 10) + (ord(half[1]) & 0x3FF))
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.text(st.one_of(st.characters(exclude_categories=[]), st.characters(categories=["Cs"])), max_size=30))
 def test_encode_never_fails(full: Tokenizer, text: str) -> None:
-    assert full.decode(full.encode(text, markup=True)).isprintable() in (True, False)
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        text = re.sub("[\ud800-\udbff][\udc00-\udfff]|[\ud800-\udfff]", _whole_or_replaced, text)
+    assert full.decode(full.encode(text)) == unicodedata.normalize("NFC", text)
 
 
 @settings(max_examples=200, deadline=None)
@@ -285,10 +301,11 @@ def test_long_runs_stay_linear(full: Tokenizer) -> None:
     for text in (" " * 100_000, "a" * 100_000, "\n" * 100_000, "<|" * 50_000):
         start = time.perf_counter()
         full.encode(text, markup=True)
-        assert time.perf_counter() - start < 5.0  # measured at most 0.25 s
+        assert time.perf_counter() - start < 5.0  # measured at most 0.12 s
 
 
 def test_import_stays_light() -> None:
-    code = f"import sys, {module.__name__}; print(sorted({{'torch', 'tiktoken', 'transformers', 'numpy'}} & set(sys.modules)))"
+    heavy = {"torch", "tiktoken", "transformers", "numpy"}
+    code = f"import sys, {module.__name__}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from qvl.text.vocabulary import (
@@ -23,7 +25,7 @@ def bpe_halves(token: bytes, rank_of: dict[bytes, int]) -> tuple[int, ...]:
     own = rank_of[token]
     pieces = [token[i : i + 1] for i in range(len(token))]
     while True:
-        merged = [rank_of.get(a + b, own) for a, b in zip(pieces, pieces[1:], strict=False)]
+        merged = [rank_of.get(a + b, own) for a, b in pairwise(pieces)]
         at = min(range(len(merged)), key=merged.__getitem__)
         if merged[at] >= own:
             return tuple(rank_of[piece] for piece in pieces)
