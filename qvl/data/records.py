@@ -17,8 +17,8 @@ class Sample:
     task: str
     """Task name, e.g. `caption`, `grounding`; losses and metrics are reported per task."""
     messages: tuple[Message, ...]
+    meta: dict[str, Any] = field(default_factory=dict)
+    """What a metric needs and a model must not see (true boxes, answer type, language)."""
     independent: bool = False
     """Each user turn is a question of its own about the pictures of the first: it must not see the other turns.
     Trained as branches of one shared beginning."""
-    meta: dict[str, Any] = field(default_factory=dict)
-    """What a metric needs and a model must not see (true boxes, answer type, language)."""
