@@ -1,21 +1,27 @@
 """From a source to patch rows, with the time each phase took.
 
-Knows: the order open -> size -> resize -> patchify, and which option wins.
+Knows: the order open -> size -> resize -> patchify, for one picture, for many at once, and for a video.
 Does not know: conversations, tokens, models.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
 
+import numpy as np
 from torch import Tensor
 
+from qvl.media.clip import ClipReader, scan_clip
+from qvl.media.clock import Clock
+from qvl.media.frames import listed_frames, resize_frames
 from qvl.media.image import MAX_SOURCE_PIXELS, image_hw, open_image
-from qvl.media.patches import Grid, grid_of, patchify
+from qvl.media.patches import Grid, empty_rows, grid_of, patchify
 from qvl.media.resize import Geometry, PixelBudget, resize_exact, resize_fast, target_hw
+from qvl.media.video import VideoBudget, choose_frames, video_hw
 
 Resize = Literal["exact", "fast"]
 
@@ -38,6 +44,16 @@ class Visual:
     """Milliseconds per phase: decode, resize, patchify."""
 
 
+class PictureRequest(Protocol):
+    """What `load_images` reads of a picture (the conversation's image part has this shape)."""
+
+    source: Any
+    min_pixels: int | None
+    max_pixels: int | None
+    resized_height: int | None
+    resized_width: int | None
+
+
 def load_image(
     source: Any,
     *,
@@ -58,26 +74,62 @@ def load_image(
 
     Raises: FileNotFoundError, ValueError: see `open_image`, `target_hw`.
     """
+    size = {
+        "geometry": geometry,
+        "budget": budget,
+        "min_pixels": min_pixels,
+        "max_pixels": max_pixels,
+        "resized_height": resized_height,
+        "resized_width": resized_width,
+    }
+    pixels, original_hw, clock = _open_and_resize(source, size, _resizer(resize), max_source_pixels)
+    with clock.phase("patchify"):
+        patches_PC, grid = patchify(pixels[None], geometry, out)
+    return Visual(patches_PC, grid, original_hw, pixels.shape[:2], (), clock.ms)
+
+
+def load_images(
+    requests: Sequence[PictureRequest],
+    *,
+    geometry: Geometry,
+    budget: PixelBudget,
+    resize: Resize = "exact",
+    max_source_pixels: int = MAX_SOURCE_PIXELS,
+    threads: int = 1,
+) -> tuple[Tensor, tuple[Visual, ...]]:
+    """Loads several pictures into one buffer: float32 [P, C] of all, and each picture's `Visual` as a view of it.
+
+    The same numbers as `load_image` on each, without the copy that joining them would take. With `threads` > 1 the
+    pictures are shared out among so many threads (decoding, resizing and cutting all run outside Python's lock).
+
+    Raises: as `load_image`, for the first picture that is wrong.
+    """
     resizer = _resizer(resize)
-    start = time.perf_counter()
-    picture = open_image(source, max_source_pixels=max_source_pixels)
-    decoded = time.perf_counter()
-    original_hw = (picture.height, picture.width)
-    hw = target_hw(
-        original_hw,
-        geometry=geometry,
-        budget=budget,
-        min_pixels=min_pixels,
-        max_pixels=max_pixels,
-        resized_height=resized_height,
-        resized_width=resized_width,
-    )
-    pixels = resizer(picture, hw)
-    resized = time.perf_counter()
-    patches_PC, grid = patchify(pixels[None], geometry, out)
-    done = time.perf_counter()
-    ms = {"decode": decoded - start, "resize": resized - decoded, "patchify": done - resized}
-    return Visual(patches_PC, grid, original_hw, hw, (), {k: 1000 * v for k, v in ms.items()})
+
+    def prepare(request: PictureRequest):
+        size = {
+            "geometry": geometry,
+            "budget": budget,
+            "min_pixels": request.min_pixels,
+            "max_pixels": request.max_pixels,
+            "resized_height": request.resized_height,
+            "resized_width": request.resized_width,
+        }
+        return _open_and_resize(request.source, size, resizer, max_source_pixels)
+
+    with _mapper(threads, len(requests)) as run:
+        prepared = list(run(prepare, requests))
+        grids = [grid_of(1, pixels.shape[:2], geometry) for pixels, _, _ in prepared]
+        counts = [h * w for _, h, w in grids]
+        rows_PC = empty_rows(sum(counts), geometry)
+
+        def cut(prepared_picture, rows: Tensor) -> Visual:
+            pixels, original_hw, clock = prepared_picture
+            with clock.phase("patchify"):
+                _, grid = patchify(pixels[None], geometry, rows)
+            return Visual(rows, grid, original_hw, pixels.shape[:2], (), clock.ms)
+
+        return rows_PC, tuple(run(cut, prepared, rows_PC.split(counts)))
 
 
 def image_grid(
@@ -106,6 +158,92 @@ def image_grid(
 def image_file_grid(source: Any, **options: Any) -> Grid:
     """`image_grid` of a picture whose size is read from its header; options as in `image_grid`."""
     return image_grid(image_hw(source), **options)
+
+
+def load_video(
+    source: Any,
+    *,
+    fps: float | None = None,
+    nframes: float | None = None,
+    min_frames: float | None = None,
+    max_frames: float | None = None,
+    video_start: float | None = None,
+    video_end: float | None = None,
+    min_pixels: float | None = None,
+    max_pixels: float | None = None,
+    total_pixels: float | None = None,
+    resized_height: float | None = None,
+    resized_width: float | None = None,
+    geometry: Geometry,
+    budget: VideoBudget,
+    frame_budget: PixelBudget = PixelBudget(),  # noqa: B008 (frozen)
+    resize: Resize = "exact",
+    max_source_pixels: int = MAX_SOURCE_PIXELS,
+) -> Visual:
+    """A clip (path, bytes, `data:` URI), or frames that are taken as already sampled.
+
+    Of a clip, only the wanted frames are decoded. Frames (a list of pictures, or uint8 [F, H, W, 3]) all count; each
+    has the limits of a picture (`frame_budget`), `fps` only dates them, and the options that choose frames are
+    refused. `budget.max_tokens` holds for both. The last of an odd number of frames is repeated in its patch.
+
+    Raises: FileNotFoundError, ValueError: see `scan_clip`, `choose_frames`, `video_hw`, `open_image`.
+    """
+    size = {
+        "geometry": geometry,
+        "min_pixels": min_pixels,
+        "max_pixels": max_pixels,
+        "total_pixels": total_pixels,
+        "resized_height": resized_height,
+        "resized_width": resized_width,
+    }
+    choice = {"nframes": nframes, "min_frames": min_frames, "max_frames": max_frames}
+    clock = Clock()
+    if isinstance(source, list | tuple | np.ndarray):
+        choice |= {"video_start": video_start, "video_end": video_end}
+        if refused := [name for name, value in choice.items() if value is not None]:
+            raise ValueError(f"{', '.join(refused)} choose frames of a clip; a list of frames is taken as sampled")
+        frames = listed_frames(source, budget.fps if fps is None else fps, max_source_pixels)
+        count = len(source)
+        # a frame has a picture's bounds; without total_pixels asked for, only max_tokens bounds the whole
+        soft = total_pixels or frame_budget.max_pixels * count
+        bounds = {"min_pixels": frame_budget.min_pixels, "max_pixels": frame_budget.max_pixels, "total_pixels": soft}
+        budget = replace(budget, **bounds)
+    else:
+        with clock.phase("decode"):
+            clip = scan_clip(source, max_source_pixels=max_source_pixels)
+            window = clip.window(video_start, video_end)
+            chosen = choose_frames(len(window), clip.fps, fps=fps, budget=budget, **choice)
+        count = len(chosen)
+        frames = ClipReader(clip).read([window[i] for i in chosen])
+    pixels, original_hw, timestamps = resize_frames(
+        frames, count, lambda hw: video_hw(hw, count, budget=budget, **size), _resizer(resize), clock
+    )
+    with clock.phase("patchify"):
+        patches_PC, grid = patchify(pixels, geometry)
+    return Visual(patches_PC, grid, original_hw, pixels.shape[1:3], timestamps, clock.ms)
+
+
+def _open_and_resize(
+    source: Any, size: Mapping[str, Any], resizer: Callable, max_source_pixels: int
+) -> tuple[np.ndarray, tuple[int, int], Clock]:
+    """uint8 [H, W, 3] at its final size, the original (height, width), and the clock that timed it."""
+    clock = Clock()
+    with clock.phase("decode"):
+        picture = open_image(source, max_source_pixels=max_source_pixels)
+    original_hw = (picture.height, picture.width)
+    with clock.phase("resize"):
+        pixels = resizer(picture, target_hw(original_hw, **size))
+    return pixels, original_hw, clock
+
+
+@contextmanager
+def _mapper(threads: int, jobs: int):
+    """`map`, or one that shares its jobs out among threads."""
+    if threads <= 1 or jobs <= 1:
+        yield map
+    else:
+        with ThreadPoolExecutor(min(threads, jobs), thread_name_prefix="qvl-media") as pool:
+            yield pool.map
 
 
 def _resizer(name: Resize):

@@ -119,7 +119,8 @@ def target_hw(
     resized_height: float | None = None,
     resized_width: float | None = None,
 ) -> tuple[int, int]:
-    """The size a picture is resized to: its own options first, then the budget.
+    """The size a picture is resized to: its own options first, then the budget (whose minimum yields to a smaller
+    maximum that was asked for).
 
     `resized_height` and `resized_width` come together and replace the original size before the rule is applied
     (so they are rounded to multiples of 28 and held within the pixel bounds), as in qwen-vl-utils.
@@ -127,8 +128,8 @@ def target_hw(
     Raises:
         ValueError: only one of the two is given, min_pixels > max_pixels, or what `smart_resize` refuses.
     """
-    lower = whole("min_pixels", min_pixels, budget.min_pixels)
     upper = whole("max_pixels", max_pixels, budget.max_pixels)
+    lower = whole("min_pixels", min_pixels, min(budget.min_pixels, upper))
     if (resized_height is None) != (resized_width is None):
         given, missing = ("resized_height", "resized_width")[:: 1 if resized_width is None else -1]
         raise ValueError(f"{given} is given without {missing}; give both or neither")
@@ -141,7 +142,7 @@ def whole(name: str, value: float | None, default: int) -> int:
     """`value` (or `default` for None) as a positive integer; ValueError naming the option otherwise."""
     if value is None:
         return default
-    if value != int(value) or value < 1:
+    if isinstance(value, bool) or not math.isfinite(value) or value != int(value) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     return int(value)
 
