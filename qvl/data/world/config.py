@@ -51,7 +51,7 @@ class WorldConfig:
     """
 
     concepts: int = 112
-    """How many of the default objects exist; at least 9, so that pairs can be held out."""
+    """How many of the default objects exist; at least the square of the most objects a scene can hold."""
     seed: int = 0
     sizes: tuple[tuple[int, int], ...] = SIZES
     """Scene sizes to choose from, (height, width) in pixels."""
@@ -79,18 +79,28 @@ class WorldConfig:
     style: Style = "pretrain"
     """`pretrain`: Qwen-VL's stage-2 formats ("... Answer:" -> " dog"); `chat`: plain questions and answers."""
 
+    chinese_font: str = ""
+    """Path of a font with Chinese characters for OCR pictures (`ocr.find_chinese_font` looks for one); without it,
+    rendered text is English only."""
+    video_frames: tuple[int, ...] = (4, 6, 8)
+    """Lengths of clips, even because the patch embedding takes frames in twos."""
+
     def __post_init__(self):
-        if self.concepts < 9:
-            raise ValueError(f"concepts must be at least 9 so that pairs can be held out, got {self.concepts}")
         if not self.sizes or any(min(hw) < 56 for hw in self.sizes):
             raise ValueError(f"sizes must be (height, width) of at least 56 pixels, got {self.sizes}")
         if not self.objects or min(self.objects) < 0 or sum(self.objects) <= 0:
             raise ValueError(f"objects must be weights of 1, 2, 3 ... objects, not all zero, got {self.objects}")
+        least = max(3, len(self.objects)) ** 2
+        if self.concepts < least:
+            raise ValueError(
+                f"concepts must be at least {least} so that pairs can be held out with up to {len(self.objects)} "
+                f"objects in a scene, got {self.concepts}"
+            )
         low, high = self.object_size
         if not 0.1 <= low <= high <= 0.9:
             raise ValueError(f"object_size must be 0.1 <= low <= high <= 0.9, got {self.object_size}")
         for name in ("max_overlap", "gradients", "photo_share", "repeats", "zh"):
-            value = {**self.__dict__}[name]
+            value = vars(self)[name]
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {value}")
         if self.photo_share and not self.photos:
@@ -99,5 +109,7 @@ class WorldConfig:
             raise ValueError(f"turns must be at least 1, got {self.turns}")
         if self.style not in get_args(Style):
             raise ValueError(f"style must be one of {', '.join(get_args(Style))}, got {self.style!r}")
+        if not self.video_frames or any(n < 4 or n % 2 for n in self.video_frames):
+            raise ValueError(f"video_frames must be even numbers of at least 4, got {self.video_frames}")
         if not self.tasks or min(self.tasks.values()) < 0 or sum(self.tasks.values()) <= 0:
             raise ValueError(f"tasks must be weights, not all zero, got {dict(self.tasks)}")

@@ -24,6 +24,22 @@ def cell(scene: Scene, placed: Placed) -> int:
     return min(int(y * 3), 2) * 3 + min(int(x * 3), 2)
 
 
+def alone(scene: Scene, placed: Placed) -> bool:
+    """Whether "the object at the top left" can only mean this one.
+
+    For the middle of a side ("on the left") nothing else may stand in that whole row or column, because a person
+    could mean that.
+    """
+    own = cell(scene, placed)
+    row, column = divmod(own, 3)
+    taken = [divmod(cell(scene, o), 3) for o in scene.objects if o is not placed]
+    if (row, column) in taken or not cell_is_clear(scene, placed):
+        return False
+    if column == 1 and row != 1:
+        return all(r != row for r, _ in taken)
+    return row != 1 or column == 1 or all(c != column for _, c in taken)
+
+
 def cell_is_clear(scene: Scene, placed: Placed) -> bool:
     return all(abs(v - border) >= CELL_MARGIN for v in scene.centre(placed) for border in (1 / 3, 2 / 3))
 

@@ -27,11 +27,7 @@ HELD_OUT_SHARE = 20
 class HeldOut:
     def __init__(self, concepts: tuple[Concept, ...], max_objects: int):
         count = len(concepts)
-        group = max(3, max_objects, round(count / 20))
-        blocks = count // group
-        if blocks <= group:
-            group, blocks = max(2, int(count**0.5) - 1), 0
-            blocks = count // group
+        blocks = count // max(3, max_objects, round(count / 20))
         by_hash = sorted(range(count), key=lambda i: hashlib.sha256(f"pair {concepts[i].key}".encode()).digest())
         rank = np.empty(count, dtype=np.int64)
         rank[by_hash] = np.arange(count)
@@ -52,18 +48,32 @@ class HeldOut:
         bucket = min(int(size * 10), 2 * LAYOUT_SIZES - 1) // 2
         return self._layouts[(row * LAYOUT_CELLS + column) * LAYOUT_SIZES + bucket]
 
-    def draw_concepts(self, split: Split, count: int, rng: np.random.Generator) -> list[int]:
-        """Different concepts all of whose pairs belong to `split` (fewer than `count` if a block is too small)."""
-        total = len(self._dev)
-        if split == "train" or count == 1:
-            while True:
-                chosen = [int(c) for c in rng.choice(total, size=min(count, total), replace=False)]
-                pairs = ((a, b) for i, a in enumerate(chosen) for b in chosen[:i])
-                if all(self.split_of_pair(a, b) == "train" for a, b in pairs):
-                    return chosen
-        labels = self._dev if split == "dev" else self._test
-        members = np.flatnonzero(labels == labels[rng.integers(total)])
-        return [int(c) for c in rng.permutation(members)[:count]]
+    def draw_concepts(
+        self, split: Split, count: int, rng: np.random.Generator, include: int | None = None
+    ) -> list[int]:
+        """Up to `count` different concepts all of whose pairs belong to `split`, `include` among them if given.
+
+        Train always gives `count`; dev and test fewer where a block is smaller than that.
+        """
+        anchor = int(rng.integers(len(self._dev))) if include is None else include
+        if split == "train":
+            candidates = rng.integers(len(self._dev), size=8 * count)
+        else:
+            labels = self._dev if split == "dev" else self._test
+            candidates = rng.permutation(np.flatnonzero(labels == labels[anchor]))
+        chosen = [anchor]
+        while len(chosen) < count:
+            for candidate in candidates.tolist():
+                if len(chosen) == count:
+                    break
+                if candidate not in chosen and all(self.split_of_pair(candidate, c) == split for c in chosen):
+                    chosen.append(candidate)
+            if split != "train":
+                break
+            candidates = rng.integers(len(self._dev), size=64)
+        if include is not None:
+            rng.shuffle(chosen)
+        return chosen
 
 
 def _layout_splits() -> list[Split]:

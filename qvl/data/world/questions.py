@@ -69,6 +69,9 @@ class Asker:
     def answer(self, text: str) -> str:
         return f" {text}" if self.style == "pretrain" and self.language == "en" else text
 
+    def coin(self) -> bool:
+        return bool(self.rng.random() < 0.5)
+
     def pick(self, items: list[Any]) -> Any:
         return items[int(self.rng.integers(len(items)))]
 
@@ -105,7 +108,7 @@ class Caption(Question):
         prompt = self.name + ("_detailed" if detailed else "")
         things = asker.answer(self._things(scene, asker, detailed))
         if detailed and scene.background in COLOURS:
-            colour = _colour(scene.background, asker.language)
+            colour = colour_name(scene.background, asker.language)
             things = asker.say("detailed", things=things, colour=colour)
         elif detailed:
             things = asker.say("photo", things=things)
@@ -162,10 +165,10 @@ class Referring(Question):
 
     def _described(self, scene: Scene, asker: Asker) -> list[tuple[str, Placed]]:
         found = []
-        cells = [facts.cell(scene, o) for o in scene.objects]
-        for placed, cell in zip(scene.objects, cells, strict=True):
-            if cells.count(cell) == 1 and facts.cell_is_clear(scene, placed):
-                found.append((asker.say("object", place=at_place(asker.language, cell)), placed))
+        for placed in scene.objects:
+            if facts.alone(scene, placed):
+                where = at_place(asker.language, facts.cell(scene, placed))
+                found.append((asker.say("object", place=where), placed))
         if len(scene.objects) == 1:
             return found
         for key, placed in (
@@ -220,5 +223,6 @@ def _grounded(task: str, words: str, placed: Placed, scene: Scene, asker: Asker,
     return Turn(task, asker.say("grounding_chat", the=words), ref(words) + where, about, (placed.box_px,))
 
 
-def _colour(background: str, language: str) -> str:
+def colour_name(background: str, language: str) -> str:
+    """A background's name in the language."""
     return COLOURS[background][0] if language == "zh" else background

@@ -22,15 +22,11 @@ class What(Question):
     name = "what"
 
     def ask(self, scene: Scene, asker: Asker) -> Turn | None:
-        cells = [facts.cell(scene, o) for o in scene.objects]
-        alone = [
-            (o, c)
-            for o, c in zip(scene.objects, cells, strict=True)
-            if cells.count(c) == 1 and facts.cell_is_clear(scene, o)
-        ]
+        alone = [o for o in scene.objects if facts.alone(scene, o)]
         if not alone:
             return None
-        placed, cell = asker.pick(alone)
+        placed = asker.pick(alone)
+        cell = facts.cell(scene, placed)
         text = asker.say("what", place=at_place(asker.language, cell))
         return _turn(self.name, text, asker.name(placed.concept), asker, {"cell": cell, "name": placed.concept.en})
 
@@ -66,14 +62,14 @@ class Exists(Question):
     name = "exists"
 
     def ask(self, scene: Scene, asker: Asker) -> Turn | None:
-        present = rng_bool(asker)
+        present = asker.coin()
         concept = asker.pick(list(scene.objects)).concept if present else self._absent(scene, asker)
         text = asker.say("exists", a=asker.a(concept))
-        return _turn(self.name, text, asker.say("yes" if present else "no"), asker, {"name": concept.en})
+        return _turn(self.name, text, asker.say("there_is" if present else "there_is_not"), asker, {"name": concept.en})
 
     def _absent(self, scene: Scene, asker: Asker) -> Concept:
         there = {o.concept.key for o in scene.objects}
-        if rng_bool(asker):
+        if asker.coin():
             kinds = {o.concept.subgroup for o in scene.objects}
             near = [c for c in asker.concepts if c.subgroup in kinds and c.key not in there]
             if near:
@@ -137,14 +133,10 @@ class Bigger(Question):
         if not pairs:
             return None
         big, small = asker.pick(pairs)
-        a, b = (big, small) if rng_bool(asker) else (small, big)
+        a, b = (big, small) if asker.coin() else (small, big)
         text = asker.say("bigger", a=asker.the(a.concept), b=asker.the(b.concept))
         about = {"a": a.concept.en, "b": b.concept.en}
         return _turn(self.name, text, asker.name(big.concept), asker, about)
-
-
-def rng_bool(asker: Asker) -> bool:
-    return bool(asker.rng.random() < 0.5)
 
 
 def _relation(task: str, relation: Any, scene: Scene, asker: Asker) -> Turn | None:

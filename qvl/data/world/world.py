@@ -1,7 +1,7 @@
 """The embedded world: an endless, seeded source of training and evaluation samples.
 
-Knows: how scenes and questions become samples, which splits there are.
-Does not know: tokens, pixels budgets, batches.
+Knows: how stories become samples, which splits and tasks there are.
+Does not know: tokens, pixel budgets, batches.
 """
 
 from __future__ import annotations
@@ -11,41 +11,21 @@ from typing import Any, get_args
 import numpy as np
 
 from qvl.data.records import Sample
-from qvl.data.world.catalogue import default_catalogue
+from qvl.data.world.catalogue import Concept, default_catalogue
+from qvl.data.world.clip import Clip
+from qvl.data.world.compare import Compare
 from qvl.data.world.compose import Composer
-from qvl.data.world.config import Split, WorldConfig
+from qvl.data.world.config import QUESTION_WEIGHTS, Split, WorldConfig
+from qvl.data.world.dialogue import Dialogue
+from qvl.data.world.interview import QUESTIONS, Draw, Interview
 from qvl.data.world.lexicon import lexicon
-from qvl.data.world.questions import Asker, BoxToName, Caption, Grounding, Question, Referring, Turn, box_1000
-from qvl.data.world.scene import Scene
-from qvl.data.world.vqa import (
-    AboveBelow,
-    Background,
-    Bigger,
-    Count,
-    CountSame,
-    Exists,
-    LeftRight,
-    What,
-    Where,
-)
-from qvl.text.messages import Image, Message, Text
+from qvl.data.world.ocr import Ocr
+from qvl.data.world.questions import Asker
+from qvl.data.world.story import Activity, Story, scene_meta
+from qvl.data.world.told import Told
+from qvl.text.messages import Image
 
-QUESTIONS: tuple[Question, ...] = (
-    Caption(),
-    Caption("caption_grounded", grounded=True),
-    Grounding(),
-    Referring(),
-    BoxToName(),
-    What(),
-    Count(),
-    CountSame(),
-    Exists(),
-    Background(),
-    LeftRight(),
-    AboveBelow(),
-    Where(),
-    Bigger(),
-)
+ACTIVITIES: tuple[str, ...] = (Told.name, Ocr.name, Compare.name, Dialogue.name, Clip.name)
 _SPLIT_IDS = {split: number for number, split in enumerate(get_args(Split))}
 _TRIES = 200
 
@@ -55,13 +35,25 @@ class World:
 
     `sample(split, index)` is a pure function of (config, split, index): any process gets the same sample.
     A training sample asks `config.turns` questions about one picture (its task is "mixed" unless all questions have
-    the same task); `dev` and `test` samples ask one question each, show only held-out layouts and held-out pairs.
+    the same task); `dev` and `test` samples ask one question each (a dialogue: its last), show only held-out layouts
+    and held-out pairs.
+
+    Tasks about one picture: `caption` (sometimes detailed), `caption_grounded` (with boxes), `grounding` (name ->
+    box), `referring` (description -> box), `box_to_name`, `what` (place -> name), `where` (name -> place), `count`,
+    `count_same`, `exists`, `background`, `left_right`, `above_below`, `bigger`. Tasks with their own material: `text`
+    (the scene is told instead of shown), `ocr` (rendered lines, quads), `compare` (two or three pictures), `dialogue`
+    (several turns, "it", boxes on both sides), `video` (what moves, which way, what comes first, how often).
+
+    `Sample.meta`: `lang`, `split`, `turns` (task, lang, question, answer, boxes_px, about), `answer` and
+    `answer_boxes_px` of the last turn, and the truth of the picture: `hw`, `names`, `boxes_px` (xyxy, per object),
+    `boxes_1000`, `background`. `compare` holds a list of each of these, one entry per picture; `video` boxes per
+    frame; `ocr` has `lines` with `text` and `quad_px`.
 
     Raises:
         ValueError: the config names an unknown task.
     """
 
-    tasks: tuple[str, ...] = tuple(q.name for q in QUESTIONS)
+    tasks: tuple[str, ...] = (*(q.name for q in QUESTIONS), *ACTIVITIES)
 
     def __init__(self, config: WorldConfig | None = None):
         self.config = config or WorldConfig()
@@ -69,100 +61,82 @@ class World:
         if unknown:
             raise ValueError(f"unknown world tasks {sorted(unknown)}; there are {', '.join(self.tasks)}")
         self._composer = Composer(self.config, default_catalogue())
-        self._questions = {q.name: q for q in QUESTIONS}
-        self._names = [name for name, weight in self.config.tasks.items() if weight > 0]
-        weights = np.asarray([self.config.tasks[name] for name in self._names], dtype=np.float64)
-        self._cumulative = np.cumsum(weights / weights.sum())
+        asked = {name: w for name, w in self.config.tasks.items() if name not in ACTIVITIES and w > 0}
+        self._interview = Interview(asked or QUESTION_WEIGHTS)
+        told, others = Told(self._interview), (Ocr(), Compare(), Dialogue(), Clip())
+        self._activities: dict[str, Activity] = {a.name: a for a in (told, *others)}
+        self._draw = Draw(self.config.tasks)
 
     def __reduce__(self):
         return World, (self.config,)
+
+    @property
+    def concepts(self) -> tuple[Concept, ...]:
+        """What can stand in a scene."""
+        return self._composer.concepts
+
+    def lexicon(self) -> list[str]:
+        """Every name, template, colour, digit and mark the world can say (for `Tokenizer.reduced`)."""
+        return lexicon(self.concepts)
 
     def sample(self, split: Split, index: int, task: str | None = None) -> Sample:
         """Sample `index` of the split; `task` asks only that (default: drawn by the config's weights).
 
         Raises:
-            ValueError: an unknown split or task, or a negative index.
+            ValueError: an unknown split or task, a negative index, or a task that the config's scenes cannot be
+                asked (such as `left_right` with one object).
         """
         if split not in _SPLIT_IDS:
             raise ValueError(f"split must be one of {', '.join(_SPLIT_IDS)}, got {split!r}")
         if index < 0:
             raise ValueError(f"index must not be negative, got {index}")
-        if task is not None and task not in self._questions:
+        if task is not None and task not in self.tasks:
             raise ValueError(f"unknown world task {task!r}; there are {', '.join(self.tasks)}")
         rng = np.random.default_rng([self.config.seed, _SPLIT_IDS[split], index])
         language = "zh" if rng.random() < self.config.zh else "en"
-        asker = Asker(language, self.config.style, rng, self._composer.concepts)
+        asker = Asker(language, self.config.style, rng, self.concepts)
+        main = task or self._draw(rng)
         wanted = self.config.turns if split == "train" else 1
-        scene, turns = self._asked_scene(split, asker, task, wanted)
-        names = {t.task for t in turns}
+        story = self._story(split, asker, main, wanted, only=task is not None)
         name = f"world/{split}/{self.config.seed}/{index}" + (f"/{task}" if task else "")
-        return Sample(
-            name, names.pop() if len(names) == 1 else "mixed", _messages(scene, turns), _meta(scene, turns, language)
-        )
+        if main not in ACTIVITIES and len({t.task for t in story.turns}) > 1:
+            main = "mixed"
+        return Sample(name, main, story.messages(asker), _meta(story, split, language))
 
-    def lexicon(self) -> list[str]:
-        """Every name, template, colour, digit and mark the world can say (for `Tokenizer.reduced`)."""
-        return lexicon(self._composer.concepts)
-
-    def _asked_scene(self, split: Split, asker: Asker, task: str | None, wanted: int) -> tuple[Scene, list[Turn]]:
-        first = task or self._draw_task(asker.rng)
+    def _story(self, split: Split, asker: Asker, task: str, wanted: int, *, only: bool) -> Story:
         for _ in range(_TRIES):
-            scene = self._composer.draw(split, asker.rng, repeat=True if first == "count_same" else None)
-            turns = self._turns(scene, asker, first, task, wanted)
+            if task in self._activities:
+                story = self._activities[task].play(split, self._composer, asker, wanted)
+                if story is not None:
+                    return story
+                continue
+            scene = self._composer.draw(split, asker.rng, repeat=True if task == "count_same" else None)
+            turns = self._interview.turns(scene, asker, task, wanted, only_first=only)
             if turns:
-                return scene, turns
+                return Story(tuple(turns), (Image(scene.pixels_HW3),), "", scene_meta(scene))
         raise ValueError(
-            f"none of {_TRIES} scenes could be asked {first!r}; with objects={self.config.objects} this question has "
-            "no clear answer"
+            f"none of {_TRIES} scenes could be asked {task!r} clearly with objects={self.config.objects} and "
+            f"sizes={self.config.sizes}; allow more objects or leave the task out"
         )
 
-    def _turns(self, scene: Scene, asker: Asker, first: str, only: str | None, wanted: int) -> list[Turn]:
-        turn = self._questions[first].ask(scene, asker)
-        if turn is None:
-            return []
-        turns = {turn.question: turn}
-        for _ in range(3 * (wanted - 1)):
-            if len(turns) == wanted:
-                break
-            turn = self._questions[only or self._draw_task(asker.rng)].ask(scene, asker)
-            if turn is not None:
-                turns.setdefault(turn.question, turn)
-        return list(turns.values())
 
-    def _draw_task(self, rng: np.random.Generator) -> str:
-        return self._names[int(np.searchsorted(self._cumulative, rng.random(), side="right"))]
-
-
-def _messages(scene: Scene, turns: list[Turn]) -> tuple[Message, ...]:
-    messages = []
-    for number, turn in enumerate(turns):
-        picture = (Image(scene.pixels_HW3),) if number == 0 else ()
-        messages.append(Message("user", (*picture, Text(turn.question))))
-        messages.append(Message("assistant", (Text(turn.answer),)))
-    return tuple(messages)
-
-
-def _meta(scene: Scene, turns: list[Turn], language: str) -> dict[str, Any]:
+def _meta(story: Story, split: Split, language: str) -> dict[str, Any]:
+    last = story.turns[-1]
     return {
+        **story.meta,
+        "split": split,
         "lang": language,
-        "hw": scene.hw,
-        "names": [o.concept.en for o in scene.objects],
-        "names_zh": [o.concept.zh for o in scene.objects],
-        "boxes_px": [o.box_px for o in scene.objects],
-        "boxes_1000": [box_1000(scene, o) for o in scene.objects],
-        "background": scene.background,
-        "layout": scene.layout,
-        "answer": turns[-1].answer.strip(),
-        "answer_boxes_px": list(turns[-1].boxes_px),
+        "answer": last.answer.strip(),
+        "answer_boxes_px": list(last.boxes_px),
         "turns": [
             {
-                "task": t.task,
+                "task": turn.task,
                 "lang": language,
-                "question": t.question,
-                "answer": t.answer.strip(),
-                "boxes_px": list(t.boxes_px),
-                "about": t.about,
+                "question": turn.question,
+                "answer": turn.answer.strip(),
+                "boxes_px": list(turn.boxes_px),
+                "about": turn.about,
             }
-            for t in turns
+            for turn in story.turns
         ],
     }

@@ -1,0 +1,167 @@
+"""Rendered lines of text with exact quads.
+
+Knows: drawing and turning text, where its corners are.
+Does not know: concepts' pictures. Lines are held out by a hash of their text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import final
+
+import numpy as np
+from PIL import Image as PillowImage
+from PIL import ImageDraw, ImageFont
+
+from qvl.data.world.compose import Composer
+from qvl.data.world.config import Split
+from qvl.data.world.questions import Asker, Turn
+from qvl.data.world.story import Activity, Story
+from qvl.text.grounding import Coordinates, quad, ref
+from qvl.text.messages import Image
+
+MAX_DEGREES = 12.0
+_TRIES = 60
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of text in a picture; corners (x, y) in pixels: start top, end top, end bottom, start bottom."""
+
+    text: str
+    quad_px: tuple[Point, Point, Point, Point]
+
+
+@final
+class Ocr(Activity):
+    """ "OCR with grounding" (Qwen-VL's seventh format) and reading without places."""
+
+    name = "ocr"
+
+    def play(self, split: Split, composer: Composer, asker: Asker, wanted: int) -> Story | None:
+        hw = composer.draw_size(asker.rng)
+        pixels, background = composer.background(hw, asker.rng)
+        lines: list[Line] = []
+        taken = np.zeros(hw, dtype=bool)
+        for _ in range(1 + int(asker.rng.integers(3))):
+            line = _add_line(pixels, taken, split, composer, asker)
+            if line is not None:
+                lines.append(line)
+        if not lines:
+            return None
+        lines.sort(key=lambda line: min(y for _, y in line.quad_px))
+        truth = {"lines": [{"text": line.text, "quad_px": line.quad_px} for line in lines]}
+        turns = (_with_places(lines, hw, asker, truth), _plain(lines, asker, truth))
+        meta = {"hw": hw, "names": [], "boxes_px": [], "background": background, **truth}
+        if wanted == 1:
+            turns = (turns[int(asker.rng.integers(2))],)
+        return Story(turns, (Image(pixels),), "", meta)
+
+
+def find_chinese_font() -> str:
+    """Path of a Chinese font from an installed font package, or "" if there is none.
+
+    Set it as `WorldConfig.chinese_font`; the config names it so that a sample stays a function of the config.
+    """
+    for package in ("pylopdf_fonts_zh_cn",):
+        spec = importlib.util.find_spec(package)
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            for path in sorted(Path(folder).rglob("*")):
+                if path.suffix.lower() in (".otf", ".ttf", ".ttc"):
+                    return str(path)
+    return ""
+
+
+def split_of_line(text: str) -> Split:
+    """One line in 20 belongs to dev, another one to test."""
+    bucket = hashlib.sha256(f"line {text}".encode()).digest()[0] % 20
+    return "dev" if bucket == 0 else "test" if bucket == 1 else "train"
+
+
+def line_quad(hw_px: tuple[float, float], degrees: float, centre: Point) -> tuple[Point, Point, Point, Point]:
+    """Corners of a (height, width) rectangle turned counter-clockwise about its centre; y points down."""
+    turn = np.deg2rad(degrees)
+    height, width = hw_px
+    corners = []
+    for dx, dy in ((-width, -height), (width, -height), (width, height), (-width, height)):
+        x = centre[0] + (dx * np.cos(turn) + dy * np.sin(turn)) / 2
+        y = centre[1] + (-dx * np.sin(turn) + dy * np.cos(turn)) / 2
+        corners.append((round(float(x), 2), round(float(y), 2)))
+    return corners[0], corners[1], corners[2], corners[3]
+
+
+def _with_places(lines: list[Line], hw: tuple[int, int], asker: Asker, about: dict) -> Turn:
+    answer = "".join(ref(line.text) + quad(_quad_1000(line, hw)) for line in lines)
+    return Turn("ocr", asker.prompt("ocr"), answer, {**about, "grounded": True})
+
+
+def _plain(lines: list[Line], asker: Asker, about: dict) -> Turn:
+    answer = asker.answer(" ".join(line.text for line in lines))
+    return Turn("ocr", asker.question(asker.say("ocr_plain")), answer, {**about, "grounded": False})
+
+
+def _quad_1000(line: Line, hw: tuple[int, int]) -> list[tuple[int, int]]:
+    coordinates = Coordinates(hw, hw)
+    return [coordinates.box_px_to_1000((x, y, x, y))[:2] for x, y in line.quad_px]
+
+
+def _words(split: Split, composer: Composer, asker: Asker, chinese: bool) -> str:
+    while True:
+        kind = int(asker.rng.integers(3))
+        names = [asker.pick(list(composer.concepts)) for _ in range(2)]
+        words = [c.zh if chinese else c.en for c in names]
+        number = str(int(asker.rng.integers(10 ** int(asker.rng.integers(1, 5)))))
+        text = (number, words[0], f"{words[0]}{'' if chinese else ' '}{number}")[kind]
+        if split_of_line(text) == split:
+            return text
+
+
+def _add_line(pixels: np.ndarray, taken: np.ndarray, split: Split, composer: Composer, asker: Asker) -> Line | None:
+    """Draws one line where nothing stands yet; None if it found no room."""
+    height, width = taken.shape
+    rng = asker.rng
+    chinese = asker.language == "zh" and bool(composer.config.chinese_font)
+    for _ in range(_TRIES):
+        text = _words(split, composer, asker, chinese)
+        font = _font(composer.config.chinese_font if chinese else "", int(rng.integers(12, max(13, height // 4))))
+        left, top, right, bottom = font.getbbox(text)
+        w, h = int(np.ceil(right - left)), int(np.ceil(bottom - top))
+        degrees = float(rng.uniform(-MAX_DEGREES, MAX_DEGREES)) if rng.random() < 0.5 else 0.0
+        corners = line_quad((h, w), degrees, (0.0, 0.0))
+        half_w, half_h = max(x for x, _ in corners), max(y for _, y in corners)
+        if 2 * half_w > width - 4 or 2 * half_h > height - 4:
+            continue
+        centre = float(rng.uniform(half_w + 1, width - half_w - 1)), float(rng.uniform(half_h + 1, height - half_h - 1))
+        x1, y1 = int(centre[0] - half_w), int(centre[1] - half_h)
+        x2, y2 = int(np.ceil(centre[0] + half_w)), int(np.ceil(centre[1] + half_h))
+        if taken[y1:y2, x1:x2].any():
+            continue
+        taken[y1:y2, x1:x2] = True
+        _draw(pixels, text, font, degrees, centre)
+        return Line(text, line_quad((h, w), degrees, centre))
+    return None
+
+
+def _draw(pixels: np.ndarray, text: str, font: ImageFont.FreeTypeFont, degrees: float, centre: Point) -> None:
+    """Draws the text with its box's centre at `centre`, in place, dark on light or light on dark."""
+    height, width = pixels.shape[:2]
+    mask = PillowImage.new("L", (width, height))
+    left, top, right, bottom = font.getbbox(text)
+    origin = centre[0] - (left + right) / 2, centre[1] - (top + bottom) / 2
+    ImageDraw.Draw(mask).text(origin, text, fill=255, font=font)
+    mask = mask.rotate(degrees, PillowImage.Resampling.BICUBIC, center=centre)
+    alpha = np.asarray(mask, dtype=np.float32)[..., None] / 255
+    ink = 20.0 if pixels.mean() > 110 else 240.0
+    pixels[...] = (pixels * (1 - alpha) + ink * alpha + 0.5).astype(np.uint8)
+
+
+@lru_cache(maxsize=256)
+def _font(path: str, size_px: int) -> ImageFont.FreeTypeFont:
+    if path and not Path(path).is_file():
+        raise FileNotFoundError(f"chinese_font {path} is not there; ocr.find_chinese_font() looks for one")
+    return ImageFont.truetype(path, size_px) if path else ImageFont.load_default(size_px)
