@@ -7,6 +7,7 @@ Does not know: which frames are wanted or how large they become (`video.py`), pa
 from __future__ import annotations
 
 import io
+import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from qvl.media.image import MAX_SOURCE_PIXELS, local_path, read_source
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif"
 """Demuxers that may run. Not among them: playlists (hls, dash, concat), which would open further addresses."""
+
+_DURATION_TAG = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)$")
 
 
 @dataclass(frozen=True)
@@ -45,16 +48,19 @@ class Clip:
         """Time of every frame, counted from the first one."""
         return tuple(float((pts - self.pts[0]) * self.time_base) for pts in self.pts)
 
-    def window(self, start: float | None, end: float | None) -> range:
-        """Indices of the frames with start <= seconds <= end (None = open).
+    def window(self, video_start: float | None = None, video_end: float | None = None) -> range:
+        """Indices of the frames with video_start <= seconds <= video_end (None = open).
 
         Raises:
-            ValueError: start < 0, end <= start, or no frame in between.
+            ValueError: video_start < 0, video_end <= video_start, or no frame in between.
         """
         seconds, length = self.seconds, len(self.pts)
-        low, high = 0.0 if start is None else float(start), float("inf") if end is None else float(end)
+        low = 0.0 if video_start is None else float(video_start)
+        high = float("inf") if video_end is None else float(video_end)
         if not low >= 0 or not high > low:
-            raise ValueError(f"{self.name}: need 0 <= video_start < video_end, got {start} and {end} seconds")
+            raise ValueError(
+                f"{self.name}: need 0 <= video_start < video_end, got {video_start} and {video_end} seconds"
+            )
         tolerance = 0.01 / float(self.fps)  # a hundredth of a frame: times in files are rounded
         first = next((i for i in range(length) if seconds[i] >= low - tolerance), length)
         window = range(first, bisect_right(seconds, high + tolerance))
@@ -105,6 +111,7 @@ class ClipReader:
     def __init__(self, clip: Clip) -> None:
         self.clip = clip
         self.frames_decoded = 0
+        self._starts = frozenset(clip.keyframes)
 
     def read(self, indices: Sequence[int]) -> Iterator[tuple[float, np.ndarray]]:
         """Yields (seconds, uint8 [H, W, 3] upright) for each of the increasing `indices` into `clip.pts`.
@@ -140,9 +147,9 @@ class ClipReader:
             container.seek(self.clip.keyframes[position - back], stream=stream, backward=True)
             frames = self._decode(container)
             first = next(frames, None)
-            if first is not None and first.key_frame and first.pts <= target:
+            if first is not None and first.pts in self._starts and first.pts <= target:
                 return _chain(first, frames)
-            back *= 2  # some containers (MPEG streams) land too late, or between keyframes: aim earlier
+            back *= 2  # MPEG streams land late, or hand out shifted times: aim earlier
         container.seek(self.clip.pts[0], stream=stream, backward=True)
         return self._decode(container)
 
@@ -193,15 +200,27 @@ def _frame_rate(stream, times: tuple[int, ...]) -> Fraction:
 
 
 def _refuse_truncated(container, stream, times: tuple[int, ...], name: str) -> None:
+    """Compares with what the file announces. A transport stream announces nothing: a short one is just short."""
     promised = stream.frames
     if promised > len(times) + 1 and promised * 0.99 > len(times):
         raise ValueError(f"{name} is truncated: it announces {promised} frames, {len(times)} are there")
-    # Without a frame count, the announced length says the same; with sound, the sound may be what is longer.
-    if promised == 0 and container.duration and not container.streams.audio and len(times) > 1:
-        announced = container.duration / 1_000_000
-        there = float((times[-1] - times[0]) * stream.time_base)
-        if announced > 1.1 * there + 1.0:
-            raise ValueError(f"{name} is truncated: it announces {announced:.1f} s, its frames end at {there:.1f} s")
+    if promised:
+        return
+    announced, slack = _announced_seconds(container, stream)
+    there = float((times[-1] - times[0]) * stream.time_base)
+    if len(times) > 1 and announced > there + slack:
+        raise ValueError(f"{name} is truncated: it announces {announced:.1f} s, its frames end at {there:.1f} s")
+
+
+def _announced_seconds(container, stream) -> tuple[float, float]:
+    """Length that the header states (0 = none) and how far the last frame may lie before it."""
+    if tag := _DURATION_TAG.match(stream.metadata.get("DURATION", "")):  # Matroska: of this very stream
+        hours, minutes, seconds = (float(part) for part in tag.groups())
+        return 3600 * hours + 60 * minutes + seconds, 0.5 + 2 / float(stream.average_rate or 25)
+    if container.duration and not container.streams.audio:  # with sound, the sound may be what lasts longer
+        seconds = container.duration / 1_000_000
+        return seconds, 1.0 + 0.1 * seconds
+    return 0.0, 0.0
 
 
 @contextmanager

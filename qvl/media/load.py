@@ -197,21 +197,18 @@ def load_video(
         "resized_width": resized_width,
     }
     choice = {"nframes": nframes, "min_frames": min_frames, "max_frames": max_frames}
+    span = {"video_start": video_start, "video_end": video_end}
     clock = Clock()
     if isinstance(source, list | tuple | np.ndarray):
-        choice |= {"video_start": video_start, "video_end": video_end}
-        if refused := [name for name, value in choice.items() if value is not None]:
+        if refused := [name for name, value in {**choice, **span}.items() if value is not None]:
             raise ValueError(f"{', '.join(refused)} choose frames of a clip; a list of frames is taken as sampled")
         frames = listed_frames(source, budget.fps if fps is None else fps, max_source_pixels)
         count = len(source)
-        # a frame has a picture's bounds; without total_pixels asked for, only max_tokens bounds the whole
-        soft = total_pixels or frame_budget.max_pixels * count
-        bounds = {"min_pixels": frame_budget.min_pixels, "max_pixels": frame_budget.max_pixels, "total_pixels": soft}
-        budget = replace(budget, **bounds)
+        budget = _frame_bounds(budget, frame_budget, count)
     else:
         with clock.phase("decode"):
             clip = scan_clip(source, max_source_pixels=max_source_pixels)
-            window = clip.window(video_start, video_end)
+            window = clip.window(**span)
             chosen = choose_frames(len(window), clip.fps, fps=fps, budget=budget, **choice)
         count = len(chosen)
         frames = ClipReader(clip).read([window[i] for i in chosen])
@@ -221,6 +218,13 @@ def load_video(
     with clock.phase("patchify"):
         patches_PC, grid = patchify(pixels, geometry)
     return Visual(patches_PC, grid, original_hw, pixels.shape[1:3], timestamps, clock.ms)
+
+
+def _frame_bounds(budget: VideoBudget, frame_budget: PixelBudget, count: int) -> VideoBudget:
+    """Each of `count` listed frames has a picture's bounds; only the hard cap bounds them together, unless
+    total_pixels is asked for."""
+    least, most = frame_budget.min_pixels, frame_budget.max_pixels
+    return replace(budget, min_pixels=least, max_pixels=most, total_pixels=most * max(count, 1))
 
 
 def _open_and_resize(
