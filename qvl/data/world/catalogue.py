@@ -40,9 +40,11 @@ class Concept:
     @property
     def en_phrase(self) -> str:
         """With its article: "a dog", "an axe", "scissors"."""
-        if self.en in NO_ARTICLE:
+        plural = self.en.endswith("s") and not self.en.endswith(("ss", "us", "is"))
+        if plural or self.en in NO_ARTICLE:
             return self.en
-        an = (self.en[0] in "aeiou" and not self.en.startswith(("uni", "euro", "one"))) or self.en.startswith("hour")
+        an = self.en[0] in "aeiou" and not self.en.startswith(("uni", "euro", "one"))
+        an = an or self.en.startswith(("hour", "x-"))
         return f"{'an' if an else 'a'} {self.en}"
 
     def name(self, language: str) -> str:
@@ -100,14 +102,26 @@ def _default_order(concepts: tuple[Concept, ...]) -> list[Concept]:
     objects = [c for c in concepts if c.group in OBJECT_GROUPS]
     by_label = {c.label: c for c in objects}
     ranked = [by_label[label] for label in PREFERRED if label in by_label]
-    queues: dict[str, list[Concept]] = {}
-    for concept in sorted(objects, key=lambda c: (len(c.en.split()), len(c.en))):
-        queues.setdefault(concept.subgroup, []).append(concept)
-    depth = max(map(len, queues.values()))
-    ranked += [queue[i] for i in range(depth) for queue in queues.values() if i < len(queue)]
+    plain = [c for c in objects if not _is_confusable(c)]
+    ranked += _round_robin(plain) + _round_robin([c for c in objects if _is_confusable(c)])
     order, seen = [], set()
     for concept in ranked:
         if concept.en not in seen and concept.zh not in seen:
             order.append(concept)
             seen |= {concept.en, concept.zh}
     return order
+
+
+def _round_robin(concepts: list[Concept]) -> list[Concept]:
+    """One of each sub-group in turn, short names first."""
+    queues: dict[str, list[Concept]] = {}
+    for concept in sorted(concepts, key=lambda c: (len(c.en.split()), len(c.en))):
+        queues.setdefault(concept.subgroup, []).append(concept)
+    depth = max(map(len, queues.values()))
+    return [queue[i] for i in range(depth) for queue in queues.values() if i < len(queue)]
+
+
+def _is_confusable(concept: Concept) -> bool:
+    """Long names and families of near-equal pictures (clock faces, moon phases, front views) come last."""
+    clumsy = ("o'clock", "thirty", " face", "moon", "oncoming", "globe showing", "speaker", "mailbox with")
+    return len(concept.en.split()) > 2 or any(word in concept.en for word in clumsy)

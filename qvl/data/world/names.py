@@ -27,24 +27,32 @@ _PREFERRED = """
     microscope, gloves, turtle, eggplant, kick scooter, door, bullseye, pancakes, sun, flute, bouquet,
     snowflake, telescope, lipstick, whale, peach, pickup truck, bathtub, magic wand, egg, comet, long drum,
     evergreen tree, thermometer, paintbrush, duck, potato, delivery truck, toothbrush, slot machine, cheese
-    wedge, droplet, musical note, hibiscus, compass, paperclip, scarf, ticket, kiwi fruit, speedboat, broom,
-    puzzle piece, pretzel, globe with meridians, loudspeaker, fallen leaf, watch, clipboard, socks, lion,
-    onion, canoe, fire extinguisher, crystal ball, waffle, mountain, musical keyboard, deciduous tree,
-    stopwatch, scroll, purse, tiger, garlic, roller skate, shopping cart, joystick, bacon, desert island,
-    level slider, herb, coin, ledger, lab coat, horse, ear of corn, skateboard, mirror, video game,
-    sandwich, stadium, megaphone, spiral shell, money bag, newspaper, kimono, rabbit, hot pepper, luggage,
-    soap, chess pawn, fried shrimp, factory, bell with slash, feather, credit card, memo, bikini, giraffe,
-    avocado, oil drum, sponge, nesting dolls, dumpling, hospital, postal horn, honeybee, gem stone,
-    briefcase, coat, monkey, coconut, stop sign, razor, spade suit, rice ball, school, control knobs,
-    spider, pill, calendar, graduation cap, panda, cucumber, fuel pump, safety pin, mirror ball, bento box,
-    hut, studio microphone, snail, syringe, package, sunglasses, fox, peanuts, wheel, basket, piñata,
-    shortcake, circus tent, lady beetle, stethoscope, locked, handbag, parrot, olive, locomotive, window,
-    framed picture, cupcake, carousel horse, abacus, scorpion, test tube, gear, shorts, flamingo, bell
-    pepper, flying saucer, mouse trap, artist palette, candy, roller coaster, printer, ant, dna,
-    screwdriver, military helmet, shark, mango, metro, plunger, yarn, honey pot, brick, keyboard, beetle,
-    shield, bomb, goggles, dolphin, tangerine, minibus, thread, chopsticks, rock, computer mouse, worm,
-    boomerang, toolbox, swan, melon, monorail, elevator, fishing pole, teapot, wood, floppy disk, bat, bow
-    and arrow, chains, man’s shoe
+    wedge, droplet, musical note, hibiscus, paperclip, scarf, ticket, kiwi fruit, speedboat, broom, puzzle
+    piece, pretzel, globe with meridians, loudspeaker, fallen leaf, watch, clipboard, socks, lion, onion,
+    canoe, fire extinguisher, crystal ball, waffle, mountain, musical keyboard, deciduous tree, stopwatch,
+    scroll, purse, tiger, garlic, roller skate, shopping cart, joystick, bacon, herb, coin, ledger, lab
+    coat, horse, ear of corn, skateboard, mirror, video game, sandwich, stadium, megaphone, spiral shell,
+    money bag, newspaper, kimono, rabbit, hot pepper, luggage, soap, chess pawn, fried shrimp, factory,
+    feather, credit card, memo, bikini, giraffe, avocado, oil drum, sponge, nesting dolls, dumpling,
+    hospital, postal horn, honeybee, gem stone, briefcase, coat, monkey, coconut, stop sign, razor, rice
+    ball, school, spider, pill, calendar, graduation cap, panda, cucumber, fuel pump, safety pin, mirror
+    ball, bento box, hut, studio microphone, snail, syringe, package, sunglasses, fox, peanuts, wheel,
+    basket, piñata, shortcake, circus tent, lady beetle, stethoscope, locked, handbag, parrot, olive,
+    locomotive, window, framed picture, cupcake, carousel horse, abacus, scorpion, test tube, gear, shorts,
+    flamingo, bell pepper, flying saucer, mouse trap, artist palette, candy, roller coaster, printer, ant,
+    dna, screwdriver, military helmet, shark, mango, metro, plunger, yarn, honey pot, brick, keyboard,
+    beetle, shield, bomb, goggles, dolphin, tangerine, minibus, thread, chopsticks, rock, computer mouse,
+    worm, boomerang, toolbox, swan, melon, monorail, elevator, fishing pole, teapot, wood, floppy disk, bat,
+    bow and arrow, chains, man’s shoe, bear, eagle, shrimp, wolf, volleyball, compass, zebra, crocodile,
+    deer, chicken, lobster, spoon, koala, goose, squid, bread, camel, peacock, jellyfish, fish, gorilla,
+    rooster, blueberries, mobile phone, kangaroo, dove, bird, automobile, raccoon, mosquito, balance scale,
+    hedgehog, bagel, burrito, flashlight, goat, pie, jar, donkey, office building, hotel, bank, moose, hook,
+    clamp, folding hand fan, unicorn, dragon, sauropod, T-Rex, mammoth, lizard, wastebasket, mouse, crayon,
+    pen, fountain pen, sloth, books, postbox, otter, ferry, sled, black cat, firecracker, red paper lantern,
+    wind chime, polar bear, military medal, sports medal, 1st place medal, leopard, tornado, shooting star,
+    ringed planet, rhinoceros, chestnut, pea pod, beaver, bubble tea, beer mug, wine glass, hippopotamus,
+    steaming bowl, moon cake, ox, flying disc, curling stone, ping pong, hamster, film projector, movie
+    camera, closed book, woman’s hat, skunk, high-speed train, motor scooter, badger
 """
 
 PREFERRED: tuple[str, ...] = tuple(" ".join(_PREFERRED.split()).split(", "))
@@ -126,6 +134,42 @@ RENAMED: Mapping[str, tuple[str, str]] = MappingProxyType(
         "red paper lantern": ("lantern", "红灯笼"),
         "snowman": ("snowman", "雪人"),
         "snowman without snow": ("plain snowman", "无雪的雪人"),
+        "nesting dolls": ("nesting doll", "套娃"),
+        "film frames": ("film strip", "胶片"),
+        "hot springs": ("hot spring", "温泉"),
+        "tennis": ("tennis ball", "网球"),
+        "badminton": ("shuttlecock", "羽毛球"),
+        "ping pong": ("paddle", "乒乓球拍"),
+        "mate": ("mate tea", "马黛茶"),
+        "locked with key": ("lock with key", "钥匙和锁"),
+        "locked with pen": ("lock with pen", "墨水笔和锁"),
+        "foggy": ("foggy city", "雾中城市"),
+        "camping": ("campsite", "营地"),
+        "cooking": ("fried egg", "煎蛋"),
+        "blossom": ("yellow flower", "黄花"),
+        "balance scale": ("scales", "天平"),
+        "folding hand fan": ("fan", "折扇"),
+        "curling stone": ("curling stone", "冰壶"),
+        "ox": ("bull", "公牛"),
+        "1st place medal": ("gold medal", "金牌"),
+        "2nd place medal": ("silver medal", "银牌"),
+        "3rd place medal": ("bronze medal", "铜牌"),
+        "sports medal": ("medal", "奖牌"),
+        "ringed planet": ("planet", "行星"),
+        "high-speed train": ("fast train", "高速列车"),
+        "motor scooter": ("scooter", "踏板车"),
+        "woman’s hat": ("hat", "女帽"),
+        "ewe": ("sheep", "绵羊"),
+        "ram": ("ram", "公羊"),
+        "skis": ("skis", "滑雪板"),
+        "ice skate": ("ice skate", "冰鞋"),
+        "egg": ("egg", "鸡蛋"),
+        "dove": ("dove", "鸽子"),
+        "peach": ("peach", "桃子"),
+        "pear": ("pear", "梨子"),
+        "plunger": ("plunger", "马桶塞"),
+        "chess pawn": ("chess pawn", "棋子"),
+        "closed umbrella": ("closed umbrella", "收起的伞"),
         "piñata": ("pinata", "彩罐"),
         "droplet": ("drop", "水滴"),
         "water wave": ("wave", "海浪"),
@@ -175,12 +219,10 @@ RENAMED: Mapping[str, tuple[str, str]] = MappingProxyType(
 """emojibase label -> (English name, Chinese name)."""
 
 _NO_ARTICLE = """
-    bacon beans beer blood blueberries books bread briefs broccoli bubbles butter chains champagne cheese
-    cherries chopsticks coffee coral corn cutlery dna falafel fire fireworks fog fondue fries garlic ginger
-    glasses gloves goggles grapes headphones honey houses ice jeans lotion luggage maracas masks milk money
-    noodles pancakes peanuts popcorn rice sake salt sand scissors shorts skis soap socks sparkles sunglasses
-    sushi thread wine wood yarn
+    bacon beer blood bread broccoli butter champagne cheese coffee coral corn cutlery dna falafel fire fog
+    fondue garlic ginger honey ice lotion luggage milk money popcorn rice sake salt sand soap sushi thread
+    wine wood yarn
 """
 
 NO_ARTICLE: frozenset[str] = frozenset(_NO_ARTICLE.split())
-"""Plurals and substances: names that take no article."""
+"""Substances: names that take no article (plurals, which end in "s", do not either)."""
