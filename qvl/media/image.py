@@ -206,7 +206,7 @@ def _to_upright_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode in _DEEP_GREY:
         rgb = Image.fromarray(_DEEP_GREY[picture.mode](np.asarray(picture))).convert("RGB")
     elif has_alpha:
-        rgba = picture.convert("RGBA")
+        rgba = (picture.convert("LA") if picture.mode == "La" else picture).convert("RGBA")
         rgb = Image.new("RGB", rgba.size, (255, 255, 255))
         rgb.paste(rgba, mask=rgba.getchannel("A"))
     else:

@@ -52,10 +52,11 @@ def patchify(frames: np.ndarray, geometry: Geometry, out: Tensor | None = None) 
     grid = grid_of(frames.shape[0], frames.shape[1:3], geometry)
     t, h, w = grid
     rows_PC = empty_rows(t * h * w, geometry) if out is None else out
-    if tuple(rows_PC.shape) != (t * h * w, geometry.row) or rows_PC.dtype != torch.float32:
+    shape = (t * h * w, geometry.row)
+    if rows_PC.shape != shape or rows_PC.dtype != torch.float32 or not rows_PC.is_contiguous():
         raise ValueError(
-            f"out must be float32 {[t * h * w, geometry.row]} for grid {grid}, "
-            f"got {rows_PC.dtype} {list(rows_PC.shape)}"
+            f"out must be float32 {list(shape)}, contiguous, for grid {grid}; got {rows_PC.dtype} "
+            f"{list(rows_PC.shape)} with strides {list(rows_PC.stride())}"
         )
     g, p = geometry, geometry.patch
     # p consecutive pixels of one channel stay together on the way from a plane to a row. Seen as one item of
