@@ -21,6 +21,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    """Texts that end the reply; they are left out of it."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -33,6 +34,8 @@ class Sampling:
             raise ValueError(f"top_k must be >= 0 (0 = off), got {self.top_k}")
         if self.repetition_penalty <= 0:
             raise ValueError(f"repetition_penalty must be > 0 (1 = off), got {self.repetition_penalty}")
+        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
+            raise ValueError(f"stop must be a tuple of non-empty strings, got {self.stop!r}")
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Box:
     label: str
     xyxy: tuple[int, int, int, int]
     image: int = 0
-    """Index of the picture in the conversation, from 0."""
+    """Index among the conversation's pictures and videos in reading order, from 0 (as in `Usage.resized_to`)."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ class Usage:
     """(height, width) in pixels that each picture or video was resized to."""
     cache_hits: int = 0
     milliseconds: dict[str, float] = field(default_factory=dict)
-    """Per phase: decode (of the file), resize, vision, prefill, generate."""
+    """Per phase: decode (of the file), resize (and cutting into patches), vision, prefill, generate. Requests that went
+    through a phase together each report the whole of it."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,12 @@ class Reply:
     text: str
     """What a person reads: without special tokens, grounding marks included."""
     token_ids: tuple[int, ...]
+    """Everything that was generated, the token that ended the reply included."""
     finish_reason: Literal["stop", "length"]
     boxes: tuple[Box, ...]
     usage: Usage
     logprobs: tuple[float, ...] = ()
+    """Natural log-probability of each of `token_ids` under the model's own distribution (temperature 1, no filter)."""
 
 
 class Generator(Protocol):

@@ -1,0 +1,247 @@
+"""The front door: a model, its processor and an engine, loaded from a folder and saved into one.
+
+Knows: which files of a folder decide what. Does not know: how replies are computed (`qvl.engine.generate`).
+
+The chat form of a model ("chatml", or "raw" for one that was only pretrained) stands in generation_config.json under
+`chat_format`, where the official Qwen-VL folders have it too; transformers and vLLM carry the key along unused. A
+folder without it is ChatML.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, final, get_args
+
+import torch
+
+from qvl.checkpoint.folder import load_model, save_model
+from qvl.checkpoint.hf_settings import (
+    GENERATION_FILE,
+    PREPROCESSOR_FILE,
+    Preprocessing,
+    preprocessing_json,
+    read_preprocessing,
+)
+from qvl.checkpoint.hub import resolve
+from qvl.checkpoint.jsonfile import Fields, dump
+from qvl.checkpoint.stage import staged_folder
+from qvl.checkpoint.weights import OLD_FILES
+from qvl.engine.api import Reply, Request, Sampling
+from qvl.engine.generate import Engine, Limits
+from qvl.inputs.processor import ChatFormatName, Processor, ProcessorConfig, Resize
+from qvl.models.qwen2_vl.config import Qwen2VLConfig
+from qvl.models.qwen2_vl.model import Qwen2VL
+from qvl.text.messages import Message
+from qvl.text.tokenizer import Tokenizer
+
+Messages = Sequence[Mapping[str, Any] | Message]
+Dtype = Literal["float32", "bfloat16", "float16"]
+_DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_CHAT_FORMAT_KEY = "chat_format"
+
+
+@final
+class VLM:
+    """A vision-language model that can be talked to.
+
+    `processor([messages], generation_prompt=True)` is a packed `Batch`, `model(batch)` its logits [T, V].
+    """
+
+    def __init__(self, model: Qwen2VL, processor: Processor, limits: Limits | None = None) -> None:
+        """
+        Raises:
+            ValueError: the processor's vocabulary or geometry is not the model's.
+        """
+        _check_match(model.config, processor)
+        self.model = model
+        self.processor = processor
+        self.engine = Engine(model, processor, limits)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.processor.tokenizer
+
+    def chat(
+        self,
+        messages: Messages,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        *,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> Reply:
+        """Answers one conversation.
+
+        Args:
+            messages: OpenAI-style: `[{"role": "user", "content": [{"type": "image", "image": "cat.jpg"}, ...]}]`.
+            temperature: 0 = always the most likely token.
+            stop: text (or texts) that ends the reply.
+
+        Raises:
+            ValueError, FileNotFoundError: what cannot be answered, and why.
+        """
+        sampling = Sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, _texts(stop))
+        return self.engine.generate([Request(messages, sampling)])[0]
+
+    def chat_batch(
+        self,
+        conversations: Sequence[Messages],
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        *,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> list[Reply]:
+        """Answers several conversations together; each gets what it would get alone."""
+        sampling = Sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, _texts(stop))
+        return self.engine.generate([Request(messages, sampling) for messages in conversations])
+
+    def stream(
+        self,
+        messages: Messages,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        *,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> ReplyStream:
+        """Text as it is generated: `for piece in vlm.stream(messages): ...`; afterwards `.reply` holds the whole."""
+        sampling = Sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, _texts(stop))
+        return ReplyStream(self.engine.stream(Request(messages, sampling)))
+
+    def save(self, folder: str | Path) -> None:
+        """Writes everything into `folder`, so that `load`, transformers and vLLM read it. Whole or not at all.
+
+        Raises:
+            OSError: the disk is full; nothing is changed then.
+            ValueError: the format cannot express the model's configuration.
+        """
+        config = self.processor.config
+        with staged_folder(Path(folder), replaces=OLD_FILES) as stage:
+            save_model(self.model, stage)
+            self.tokenizer.save(stage)
+            settings = preprocessing_json(Preprocessing(config.geometry, config.pixels))
+            (stage / PREPROCESSOR_FILE).write_text(dump(settings), encoding="utf-8")
+            generation = stage / GENERATION_FILE
+            data = json.loads(generation.read_text(encoding="utf-8")) | {_CHAT_FORMAT_KEY: config.chat_format}
+            generation.write_text(dump(data), encoding="utf-8")
+
+
+@final
+class ReplyStream:
+    """Iterates over pieces of text; their concatenation is the reply's text."""
+
+    def __init__(self, pieces: Iterator[str | Reply]) -> None:
+        self._pieces = pieces
+        self.reply: Reply | None = None
+        """The whole reply, once the pieces are used up."""
+
+    def __iter__(self) -> Iterator[str]:
+        for piece in self._pieces:
+            if isinstance(piece, Reply):
+                self.reply = piece
+            else:
+                yield piece
+
+
+def load(
+    path_or_id: str | Path,
+    device: str = "cpu",
+    dtype: Dtype = "float32",
+    quantize: None = None,
+    lora: None = None,
+    resize: Resize = "exact",
+) -> VLM:
+    """Loads a model folder in the Hugging Face layout, or a hub id such as "Qwen/Qwen2-VL-2B-Instruct".
+
+    Args:
+        dtype: "float32", "bfloat16" or (not on the CPU) "float16".
+        quantize: not there yet, only None.
+        lora: not there yet, only None.
+        resize: "exact" = the reference's pixels; "fast" = several times faster, a grey level or two off.
+
+    Raises:
+        FileNotFoundError: no such folder, or a file of it is missing.
+        ValueError: an option or a file says something that is not implemented.
+    """
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(_DTYPES)}")
+    if resize not in get_args(Resize):
+        raise ValueError(f"resize {resize!r} is unknown; choose one of {', '.join(get_args(Resize))}")
+    for name, value in (("quantize", quantize), ("lora", lora)):
+        if value is not None:
+            raise ValueError(f"{name}={value!r} is not supported by this version; leave {name} at None")
+    folder = resolve(path_or_id)
+    model = load_model(folder, device=_device(device), dtype=_DTYPES[dtype]).eval()
+    settings = read_preprocessing(folder)
+    config = ProcessorConfig(
+        geometry=settings.geometry,
+        pixels=settings.budget,
+        chat_format=_read_chat_format(folder),
+        resize=resize,
+        rope_axes=3 if model.config.text.rope_axes == 3 else 1,
+    )
+    return VLM(model, Processor(Tokenizer.from_folder(folder), config))
+
+
+def _texts(stop: str | Sequence[str]) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device {name!r} is unknown; use cpu, cuda, cuda:1, mps ...") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} was asked for, but torch finds no CUDA device here; use device='cpu'")
+    return device
+
+
+def _read_chat_format(folder: Path) -> ChatFormatName:
+    file = folder / GENERATION_FILE
+    name = Fields.read(file).data.get(_CHAT_FORMAT_KEY, "chatml") if file.exists() else "chatml"
+    if name not in get_args(ChatFormatName):
+        raise ValueError(f"{file}: {_CHAT_FORMAT_KEY} is {name!r}; known are {', '.join(get_args(ChatFormatName))}")
+    return name
+
+
+def _check_match(config: Qwen2VLConfig, processor: Processor) -> None:
+    tokenizer, geometry = processor.tokenizer, processor.config.geometry
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} ids but the model's embedding only {config.vocab_size} rows: "
+            "they come from different models"
+        )
+    ids = config.ids
+    for name, model_id in (
+        ("<|image_pad|>", ids.image_pad),
+        ("<|video_pad|>", ids.video_pad),
+        ("<|vision_start|>", ids.vision_start),
+        ("<|vision_end|>", ids.vision_end),
+    ):
+        if tokenizer.special(name) != model_id:
+            raise ValueError(
+                f"{name} is id {tokenizer.special(name)} in the tokenizer and {model_id} in config.json: "
+                "they come from different models"
+            )
+    ours = (geometry.patch, geometry.merge, geometry.temporal)
+    theirs = (config.vision.patch, config.vision.merge, config.vision.temporal_patch)
+    if ours != theirs:
+        raise ValueError(f"preprocessing cuts (patch, merge, temporal) = {ours}, the vision tower wants {theirs}")
+    if processor.config.rope_axes != config.text.rope_axes:
+        raise ValueError(
+            f"the processor makes positions on {processor.config.rope_axes} axes, "
+            f"the model wants {config.text.rope_axes}"
+        )
