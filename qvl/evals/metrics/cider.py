@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from qvl.evals.metrics.ptb import ptb_tokens
 
-Tokens = list[str]
+Tokens = Sequence[str]
 NGram = tuple[str, ...]
 Weights = list[dict[NGram, float]]
 """Per n-gram length (index n-1): n-gram -> tf-idf weight."""

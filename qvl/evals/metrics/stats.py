@@ -15,6 +15,7 @@ import numpy as np
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+_BLOCK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,12 @@ def bootstrap(
     """Percentile bootstrap interval of the mean (Efron). The same seed gives the same interval."""
     data = np.asarray(values, dtype=np.float64)
     rng = np.random.default_rng(seed)
-    means = np.array([data[rng.integers(len(data), size=len(data))].mean() for _ in range(resamples)])
+    rows = max(1, _BLOCK // len(data))  # resamples drawn at a time, so that memory stays small
+    blocks = [
+        data[rng.integers(len(data), size=(min(rows, resamples - i), len(data)))].mean(1)
+        for i in range(0, resamples, rows)
+    ]
+    means = np.concatenate(blocks)
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
