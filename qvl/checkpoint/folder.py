@@ -118,7 +118,8 @@ def _check_tied_head(stored: WeightFiles, kind: Family, folder: Path) -> None:
     """A tied checkpoint may still hold the head; then it has to be the embedding, or config.json is wrong."""
     if kind.head not in stored.files or kind.embed not in stored.files:
         return
-    if not torch.equal(stored.read(kind.head), stored.read(kind.embed)):
+    (head,), (embed,) = stored.read([kind.head]), stored.read([kind.embed])
+    if not torch.equal(head, embed):
         raise ValueError(
             f"{folder}: config.json says tie_word_embeddings, but {kind.head} differs from {kind.embed}; "
             "set tie_word_embeddings to false if the head was trained on its own"
@@ -165,10 +166,11 @@ def _fill(
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names_of.setdefault(id(parameter), []).append(name)
     aliases = {names[0]: names for names in names_of.values()}
+    tensors = stored.read(part.name for entry in entries for part in entry.parts)
     for entry in entries:
         values = torch.empty(entry.shape, dtype=dtype, device=device)
-        for part, view in entry.views(values):
-            view.copy_(stored.read(part.name))
+        for _, view in entry.views(values):
+            view.copy_(next(tensors))
         parameter = nn.Parameter(values)
         for name in aliases[entry.ours]:
             module, _, leaf = name.rpartition(".")
