@@ -99,6 +99,9 @@ def scan_clip(source: Any, *, max_source_pixels: int = MAX_SOURCE_PIXELS) -> Cli
         if not times or 0 in hw:
             raise ValueError(f"{name} has a video stream but no frames")
         _refuse_truncated(container, stream, times, name)
+        if container.format.name == "mpeg":
+            # after a seek in an MPEG program stream (.mpg, .vob), frames carry their successor's time: never seek
+            keyframes = times[:1]
         return Clip(data, name, hw, times, keyframes, stream.time_base, _frame_rate(stream, times))
 
 
@@ -149,7 +152,7 @@ class ClipReader:
             first = next(frames, None)
             if first is not None and first.pts in self._starts and first.pts <= target:
                 return _chain(first, frames)
-            back *= 2  # MPEG streams land late, or hand out shifted times: aim earlier
+            back *= 2  # MPEG transport streams land late: aim earlier
         container.seek(self.clip.pts[0], stream=stream, backward=True)
         return self._decode(container)
 
