@@ -40,7 +40,7 @@ class Concept:
     @property
     def en_phrase(self) -> str:
         """With its article: "a dog", "an axe", "scissors"."""
-        plural = self.en.endswith("s") and not self.en.endswith(("ss", "us", "is"))
+        plural = self.en.endswith("s") and not self.en.endswith(("ss", "us", "is", "os")) and self.en.count(" ") < 2
         if plural or self.en in NO_ARTICLE:
             return self.en
         an = self.en[0] in "aeiou" and not self.en.startswith(("uni", "euro", "one"))
@@ -117,7 +117,7 @@ def _round_robin(concepts: list[Concept]) -> list[Concept]:
     queues: dict[str, list[Concept]] = {}
     for concept in sorted(concepts, key=lambda c: (len(c.en.split()), len(c.en))):
         queues.setdefault(concept.subgroup, []).append(concept)
-    depth = max(map(len, queues.values()))
+    depth = max(map(len, queues.values()), default=0)
     return [queue[i] for i in range(depth) for queue in queues.values() if i < len(queue)]
 
 

@@ -20,8 +20,9 @@ SIZE_RATIO = 1.4
 
 def cell(scene: Scene, placed: Placed) -> int:
     """Grid cell (0..8, row by row, 3 x 3) that holds the centre of the box."""
-    y, x = scene.centre(placed)
-    return min(int(y * 3), 2) * 3 + min(int(x * 3), 2)
+    x1, y1, x2, y2 = placed.box_px
+    height, width = scene.hw
+    return 3 * (y1 + y2) // (2 * height) * 3 + 3 * (x1 + x2) // (2 * width)  # whole numbers: exact at the borders
 
 
 def alone(scene: Scene, placed: Placed) -> bool:

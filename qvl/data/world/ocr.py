@@ -25,6 +25,8 @@ from qvl.text.grounding import Coordinates, quad, ref
 from qvl.text.messages import Image
 
 MAX_DEGREES = 12.0
+INK_THRESHOLD = 64
+"""A pixel is ink when its coverage is above this (of 255)."""
 _TRIES = 60
 Point = tuple[float, float]
 
@@ -128,36 +130,44 @@ def _add_line(pixels: np.ndarray, taken: np.ndarray, split: Split, composer: Com
     chinese = asker.language == "zh" and bool(composer.config.chinese_font)
     for _ in range(_TRIES):
         text = _words(split, composer, asker, chinese)
-        font = _font(composer.config.chinese_font if chinese else "", int(rng.integers(12, max(13, height // 4))))
-        left, top, right, bottom = font.getbbox(text)
-        w, h = int(np.ceil(right - left)), int(np.ceil(bottom - top))
+        size_px = int(rng.integers(12, max(13, height // 4)))
+        ink = _ink(text, _font(composer.config.chinese_font if chinese else "", size_px))
         degrees = float(rng.uniform(-MAX_DEGREES, MAX_DEGREES)) if rng.random() < 0.5 else 0.0
-        corners = line_quad((h, w), degrees, (0.0, 0.0))
-        half_w, half_h = max(x for x, _ in corners), max(y for _, y in corners)
-        if 2 * half_w > width - 4 or 2 * half_h > height - 4:
+        corners = line_quad((ink.height, ink.width), degrees, (0.0, 0.0))
+        half_w = max(ink.width / 2, *(x for x, _ in corners)) + 1
+        half_h = max(ink.height / 2, *(y for _, y in corners)) + 1
+        if 2 * half_w > width or 2 * half_h > height:
             continue
-        centre = float(rng.uniform(half_w + 1, width - half_w - 1)), float(rng.uniform(half_h + 1, height - half_h - 1))
-        x1, y1 = int(centre[0] - half_w), int(centre[1] - half_h)
+        left = round(rng.uniform(half_w, width - half_w) - ink.width / 2)
+        top = round(rng.uniform(half_h, height - half_h) - ink.height / 2)
+        centre = left + ink.width / 2, top + ink.height / 2
+        x1, y1 = max(0, int(centre[0] - half_w)), max(0, int(centre[1] - half_h))
         x2, y2 = int(np.ceil(centre[0] + half_w)), int(np.ceil(centre[1] + half_h))
         if taken[y1:y2, x1:x2].any():
             continue
         taken[y1:y2, x1:x2] = True
-        _draw(pixels, text, font, degrees, centre)
-        return Line(text, line_quad((h, w), degrees, centre))
+        _draw(pixels, ink, (left, top), degrees, centre)
+        return Line(text, line_quad((ink.height, ink.width), degrees, centre))
     return None
 
 
-def _draw(pixels: np.ndarray, text: str, font: ImageFont.FreeTypeFont, degrees: float, centre: Point) -> None:
-    """Draws the text with its box's centre at `centre`, in place, dark on light or light on dark."""
+def _ink(text: str, font: ImageFont.FreeTypeFont) -> PillowImage.Image:
+    """The text in white on black (mode L), cropped to its ink: a font's own box includes side bearings."""
+    _, _, right, bottom = font.getbbox(text)
+    mask = PillowImage.new("L", (int(right) + 16, int(bottom) + 16))
+    ImageDraw.Draw(mask).text((8, 8), text, fill=255, font=font)
+    return mask.crop(mask.point(lambda v: 255 * (v > INK_THRESHOLD)).getbbox())
+
+
+def _draw(pixels: np.ndarray, ink: PillowImage.Image, left_top: tuple[int, int], degrees: float, centre: Point) -> None:
+    """Draws the ink turned about `centre`, in place, dark on light or light on dark."""
     height, width = pixels.shape[:2]
     mask = PillowImage.new("L", (width, height))
-    left, top, right, bottom = font.getbbox(text)
-    origin = centre[0] - (left + right) / 2, centre[1] - (top + bottom) / 2
-    ImageDraw.Draw(mask).text(origin, text, fill=255, font=font)
+    mask.paste(ink, left_top)
     mask = mask.rotate(degrees, PillowImage.Resampling.BICUBIC, center=centre)
     alpha = np.asarray(mask, dtype=np.float32)[..., None] / 255
-    ink = 20.0 if pixels.mean() > 110 else 240.0
-    pixels[...] = (pixels * (1 - alpha) + ink * alpha + 0.5).astype(np.uint8)
+    tone = 20.0 if pixels.mean() > 110 else 240.0
+    pixels[...] = (pixels * (1 - alpha) + tone * alpha + 0.5).astype(np.uint8)
 
 
 @lru_cache(maxsize=256)

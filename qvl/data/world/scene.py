@@ -18,6 +18,7 @@ ALPHA_THRESHOLD = 64
 """A pixel belongs to an object's box when its alpha is above this (of 255)."""
 SIZE_STEP = 4
 """Objects come in sizes that are multiples of this many pixels, so that cut-outs can be cached."""
+BASE_PX = 128
 CACHED_CUTOUTS = 4096
 """About 90 MB at the default sizes if all are in use."""
 
@@ -84,11 +85,15 @@ class Scene:
 
 
 class Cutouts:
-    """Premultiplied, resized pictures of concepts; the last few thousand are kept."""
+    """Premultiplied, resized pictures of concepts; the last few thousand are kept.
+
+    Small ones are made from a copy of at most BASE_PX pixels that is kept for every concept that was ever used
+    (64 KB each), so that a miss costs a small resize and not the decoding of the full picture.
+    """
 
     def __init__(self, catalogue: Catalogue):
         self._catalogue = catalogue
-        self._full: dict[str, Image.Image] = {}
+        self._bases: dict[str, Image.Image] = {}
         self._cache: OrderedDict[tuple[str, int], Cutout] = OrderedDict()
 
     def get(self, concept: Concept, size_px: int) -> Cutout:
@@ -104,15 +109,26 @@ class Cutouts:
         return cutout
 
     def _make(self, concept: Concept, size_px: int) -> Cutout:
-        if concept.key not in self._full:
-            self._full[concept.key] = _crop(Image.fromarray(self._catalogue.rgba(concept), "RGBA"))
-        full = self._full[concept.key]
-        scale = size_px / max(full.size)
-        width, height = (max(1, round(side * scale)) for side in full.size)
-        # "RGBa" is premultiplied: resizing straight alpha would bleed the colour of transparent pixels into edges
-        small = np.asarray(full.convert("RGBa").resize((width, height), Image.Resampling.BOX if scale < 0.4 else 1))
+        small = np.asarray(_resized(self._base(concept) if size_px <= BASE_PX else self._full(concept), size_px))
         keep = np.repeat(255 - small[..., 3:].astype(np.uint16), 3, axis=2)
         return Cutout(np.ascontiguousarray(small[..., :3]), keep, alpha_box(small[..., 3]))
+
+    def _base(self, concept: Concept) -> Image.Image:
+        if concept.key not in self._bases:
+            self._bases[concept.key] = _resized(self._full(concept), BASE_PX)
+        return self._bases[concept.key]
+
+    def _full(self, concept: Concept) -> Image.Image:
+        """Premultiplied (resizing straight alpha would bleed transparent pixels into edges) and cropped."""
+        rgba = self._catalogue.rgba(concept)
+        return Image.fromarray(rgba).convert("RGBa").crop(alpha_box(rgba[..., 3]))
+
+
+def _resized(picture: Image.Image, size_px: int) -> Image.Image:
+    """Longest side `size_px`. The filter has no negative lobes, so colour never exceeds alpha."""
+    scale = size_px / max(picture.size)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.HAMMING)
 
 
 def alpha_box(alpha_HW: np.ndarray) -> tuple[int, int, int, int]:
@@ -131,8 +147,3 @@ def paste(pixels_HW3: np.ndarray, cutout: Cutout, top: int, left: int) -> None:
     rest += rest >> 8
     rest >>= 8  # (t + (t >> 8)) >> 8 with t = x + 128 is x / 255, rounded, for every x up to 255 * 255
     region[...] = cutout.colour_HW3 + rest.astype(np.uint8)
-
-
-def _crop(picture: Image.Image) -> Image.Image:
-    x1, y1, x2, y2 = alpha_box(np.asarray(picture)[..., 3])
-    return picture.crop((x1, y1, x2, y2))
