@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from qvl.media.clock import Clock
-from qvl.media.image import open_image
+from qvl.media.image import view_image
 
 
 def listed_frames(source: Sequence[Any], fps: float, max_source_pixels: int) -> Iterator[tuple[float, np.ndarray]]:
@@ -28,7 +28,7 @@ def listed_frames(source: Sequence[Any], fps: float, max_source_pixels: int) -> 
 def _open_listed(source: Sequence[Any], fps: float, max_source_pixels: int) -> Iterator[tuple[float, np.ndarray]]:
     first_hw = None
     for index, frame in enumerate(source):
-        pixels = np.asarray(open_image(frame, max_source_pixels=max_source_pixels))
+        pixels = np.asarray(view_image(frame, max_source_pixels=max_source_pixels))
         first_hw = pixels.shape[:2] if first_hw is None else first_hw
         if pixels.shape[:2] != first_hw:
             raise ValueError(

@@ -47,10 +47,20 @@ def open_image(source: Any, *, max_source_pixels: int = MAX_SOURCE_PIXELS) -> Im
             [height, width, 3]. Of an animation the first frame is taken.
         max_source_pixels: pictures whose header claims more pixels (height * width) are refused undecoded.
 
+    Returns:
+        A picture of its own: no metadata (so opening it again turns nothing twice), memory shared with nobody.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: everything else that can be wrong with a picture; the message names it.
     """
+    own = view_image(source, max_source_pixels=max_source_pixels).copy()
+    own.info = {}
+    return own
+
+
+def view_image(source: Any, *, max_source_pixels: int = MAX_SOURCE_PIXELS) -> Image.Image:
+    """`open_image` for a reader who changes nothing: the result may be `source` itself, metadata included."""
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, Image.Image):
@@ -210,7 +220,7 @@ def _to_upright_rgb(picture: Image.Image) -> Image.Image:
         rgb = Image.new("RGB", rgba.size, (255, 255, 255))
         rgb.paste(rgba, mask=rgba.getchannel("A"))
     else:
-        rgb = picture.copy() if picture.mode == "RGB" else picture.convert("RGB")
+        rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
     return rgb if turn is None else rgb.transpose(turn)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from qvl.media.clip import ClipReader, scan_clip
 from qvl.media.clock import Clock
 from qvl.media.frames import listed_frames, resize_frames
-from qvl.media.image import MAX_SOURCE_PIXELS, image_hw, open_image
+from qvl.media.image import MAX_SOURCE_PIXELS, image_hw, view_image
 from qvl.media.patches import Grid, empty_rows, grid_of, patchify
 from qvl.media.resize import Geometry, PixelBudget, resize_exact, resize_fast, target_hw
 from qvl.media.video import VideoBudget, choose_frames, video_hw
@@ -72,7 +72,7 @@ def load_image(
     `resize="exact"` gives the bits of transformers' image processor, `"fast"` trades a few grey levels for speed.
     `out`: float32 [P, C] rows to write into (`image_grid` says how many), a slice of a batch's buffer.
 
-    Raises: FileNotFoundError, ValueError: see `open_image`, `target_hw`.
+    Raises: FileNotFoundError, ValueError: see `view_image`, `target_hw`.
     """
     size = {
         "geometry": geometry,
@@ -186,7 +186,7 @@ def load_video(
     has the limits of a picture (`frame_budget`), `fps` only dates them, and the options that choose frames are
     refused. `budget.max_tokens` holds for both. The last of an odd number of frames is repeated in its patch.
 
-    Raises: FileNotFoundError, ValueError: see `scan_clip`, `choose_frames`, `video_hw`, `open_image`.
+    Raises: FileNotFoundError, ValueError: see `scan_clip`, `choose_frames`, `video_hw`, `view_image`.
     """
     size = {
         "geometry": geometry,
@@ -233,7 +233,7 @@ def _open_and_resize(
     """uint8 [H, W, 3] at its final size, the original (height, width), and the clock that timed it."""
     clock = Clock()
     with clock.phase("decode"):
-        picture = open_image(source, max_source_pixels=max_source_pixels)
+        picture = view_image(source, max_source_pixels=max_source_pixels)
     original_hw = (picture.height, picture.width)
     with clock.phase("resize"):
         pixels = resizer(picture, target_hw(original_hw, **size))

@@ -58,6 +58,9 @@ def test_the_callers_picture_is_not_touched():
     opened = open_image(given)
     opened.putpixel((0, 0), (1, 2, 3))
     assert given == photo()
+    as_array = np.asarray(photo()).copy()
+    open_image(as_array).putpixel((0, 0), (1, 2, 3))
+    assert np.array_equal(as_array, np.asarray(photo()))
 
 
 def test_alpha_is_laid_on_white():
@@ -134,6 +137,7 @@ def test_exif_orientation_is_applied(orientation):
     assert np.array_equal(pixels(data), np.asarray(expected))
     assert image_hw(data) == (expected.height, expected.width)
     assert np.array_equal(pixels(Image.open(io.BytesIO(data))), np.asarray(expected))
+    assert np.array_equal(pixels(open_image(data)), np.asarray(expected)), "turned twice"
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")

@@ -39,6 +39,7 @@ def reference():
     return module.Qwen2VLImageProcessorPil
 
 
+@pytest.mark.slow
 def test_exact_rows_are_the_references_bits(reference):
     """Identical, not close: worst difference 0."""
     rng = np.random.default_rng(0)

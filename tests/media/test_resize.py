@@ -39,6 +39,7 @@ def test_golden_size_with_a_smaller_budget():
     assert smart_resize(1080, 1920, max_pixels=1003520) == (728, 1316)
 
 
+@pytest.mark.slow
 def test_equals_the_reference_rule():
     reference = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl").smart_resize
     rng = np.random.default_rng(1)
