@@ -10,7 +10,7 @@ from qvl.text.messages import Message
 
 @dataclass(frozen=True)
 class Sample:
-    """A conversation to learn from (assistant turns are supervised) or to ask (the last assistant turn is the answer)."""
+    """A conversation to learn from (assistant turns are supervised) or to ask (its last turn is the answer)."""
 
     name: str
     """Unique and reproducible, e.g. `world/train/7/123456`; error messages and skip lists use it."""

@@ -62,7 +62,7 @@ class RunLog:
     def add(
         self, loss_sum: float, targets: int, tokens: int, samples: int, wait: float, tasks: dict[str, tuple[float, int]]
     ) -> None:
-        """Adds one step: loss summed over `targets` supervised tokens, per task too; `wait`: seconds waiting for data."""
+        """Adds one pack: loss summed over its `targets`, also per task; `wait`: seconds waiting for data."""
         self._loss += loss_sum
         self._targets += targets
         self._tokens += tokens

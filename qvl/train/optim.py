@@ -116,7 +116,7 @@ class Optimizers:
             self.all.append(torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True))
 
     def step(self, progress: float) -> tuple[float, float]:
-        """Clips, updates at the rates of `progress` in [0, 1], clears gradients. Returns (gradient norm, rate factor)."""
+        """Clips, updates at the rates of `progress` in [0, 1], clears gradients: (gradient norm, rate factor)."""
         factor = rate(progress, self.config)
         norm = nn.utils.clip_grad_norm_(self.params, self.config.clip or math.inf)
         for optimizer in self.all:

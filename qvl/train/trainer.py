@@ -7,6 +7,7 @@ Does not know: how a batch is made, how a loss is computed, what an evaluation m
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from qvl.data.packing import Pack, PackLimits, SampleSource, packs
 from qvl.inputs.processor import Processor
 from qvl.train.clock import StageClock
 from qvl.train.config import StageConfig, TrainConfig
+from qvl.train.interrupt import Stopped, stop_on_signals
 from qvl.train.log import RunLog
 from qvl.train.loss import token_losses
 from qvl.train.optim import Optimizers, freeze
@@ -57,17 +59,32 @@ class Trainer:
         self.folder = Path(config.run)
         self.elapsed = 0.0
         """Training seconds of all stages so far."""
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Asks for an orderly end: the step under way is finished, the state saved, then `Stopped` is raised."""
+        self._stopping = True
 
     def fit(self) -> None:
-        """Runs every stage that is not done yet. Interrupting it loses nothing: the same command goes on."""
+        """Runs every stage that is not done yet. Interrupting it loses nothing: the same command goes on.
+
+        Raises:
+            Stopped: after an interrupt (Ctrl-C, SIGTERM), with the state saved.
+            ValueError: the saved state belongs to another recipe, or losses stay not-a-number.
+        """
+        with stop_on_signals(self.stop):
+            self._fit()
+
+    def _fit(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         saved = load_state(self.folder / "checkpoint")
         first = 0
         if saved:
+            self._check_same_recipe(saved)
             self.model.load_state_dict(saved["model"])
             self.elapsed, first = saved["elapsed"], saved["stage"]
             log.info("going on from stage %d, step %d (%s)", first, saved["step"], self.folder / "checkpoint")
-        with RunLog(self.folder, self._seconds_left(first, 0.0)) as run_log:
+        with RunLog(self.folder, self._seconds_left(first)) as run_log:
             for index in range(first, len(self.config.stages)):
                 self._run_stage(index, run_log, saved if index == first else None)
                 saved = None
@@ -92,21 +109,23 @@ class Trainer:
             waited = time.perf_counter()
             held = [next(pack_stream) for _ in range(stage.accumulate)]
             waited = time.perf_counter() - waited
-            loss_sum, targets = self._backward(held, source.tasks, run_log, waited)
-            if not torch.isfinite(torch.tensor(loss_sum)):
+            loss_sum = self._backward(held, source.tasks, run_log, waited)
+            if not math.isfinite(loss_sum):
                 bad = self._bad_step(bad + 1, held, optimizers)
                 continue
             bad = 0
             norm, factor = optimizers.step(clock.progress)
             clock.step += 1
             self.elapsed = before + clock.elapsed
-            left = clock.seconds_left + self._seconds_left(index + 1, 0.0)
+            left = clock.seconds_left + self._seconds_left(index + 1)
             run_log.show(stage.name, clock.progress, left)
             if clock.step % self.config.log_every == 0:
                 run_log.write(stage.name, clock.step, self.elapsed, grad_norm=norm, lr_factor=factor)
-            if time.perf_counter() - last_save > 60 * self.config.save_every_minutes:
+            if self._stopping or time.perf_counter() - last_save > 60 * self.config.save_every_minutes:
                 self._save(index, clock, held[-1].next_index, optimizers)
                 last_save = time.perf_counter()
+            if self._stopping:
+                raise Stopped(f"stopped in {stage.name} after step {clock.step}; the same command goes on from there")
         self.model.eval()
         del pack_stream
         if self.on_stage_end is not None:
@@ -131,7 +150,7 @@ class Trainer:
                 waited if i == 0 else 0.0,
                 sums,
             )
-        return total, targets
+        return total
 
     def _packs(self, stage: StageConfig, source: SampleSource, start: int) -> Iterator[Pack]:
         limits = PackLimits(stage.tokens_per_pack, stage.patches_per_pack)
@@ -162,6 +181,7 @@ class Trainer:
                 "next_index": next_index,
                 "elapsed": self.elapsed,
                 "rng": rng_state(),
+                "stages": [s.name for s in self.config.stages],
             },
         )
 

@@ -1,0 +1,109 @@
+"""From a recipe to the things a training run is made of: tokenizer, model, processor, samples.
+
+Knows: which choices of a recipe decide which part. Does not know: the loop, evaluations, the terminal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import final
+
+from qvl.data.records import Sample
+from qvl.data.world import World, WorldConfig
+from qvl.inputs.processor import Processor, ProcessorConfig
+from qvl.media.resize import PixelBudget
+from qvl.models.qwen2_vl.config import Qwen2VLConfig, TokenIds, preset, with_vocabulary
+from qvl.models.qwen2_vl.model import Qwen2VL
+from qvl.text.messages import Text
+from qvl.text.tokenizer import Tokenizer
+from qvl.train.config import StageConfig, TrainConfig
+
+_BASE_RANKS = 256
+"""Qwen pieces kept besides the world's own words; any other text is spelt with these and with bytes."""
+_CONNECTED = ("dialogue", "text")
+"""Tasks whose later turns need the earlier ones."""
+_STAGE_SEEDS = 1_000_003
+"""Distance between the seeds of two stages: no stage sees the scenes of another."""
+
+
+@dataclass(frozen=True)
+class Built:
+    model: Qwen2VL
+    processor: Processor
+
+
+def build(config: TrainConfig, tokenizer_folder: str | Path | None = None) -> Built:
+    """A freshly initialised model and its processor.
+
+    Args:
+        tokenizer_folder: the vocabulary is read from here if it is there, else made and written here; a run that goes
+            on then has the vocabulary it began with.
+
+    Raises:
+        ValueError: no such preset, or a world that cannot be.
+    """
+    tokenizer = _tokenizer(config, tokenizer_folder)
+    model_config = with_vocabulary(preset(config.model), tokenizer.vocab_size, token_ids(tokenizer))
+    model = Qwen2VL(model_config)
+    model.init_weights(config.seed)
+    return Built(model, build_processor(config, model_config, tokenizer))
+
+
+def build_processor(config: TrainConfig, model: Qwen2VLConfig, tokenizer: Tokenizer) -> Processor:
+    """The processor that training uses: the fast resizer, and pictures of the sizes the recipe's worlds have.
+
+    A picture outside these sizes is something the model has never seen; scaled into them it is not.
+    """
+    areas = [height * width for stage in config.stages for height, width in stage.world.sizes]
+    return Processor(
+        tokenizer,
+        ProcessorConfig(
+            pixels=PixelBudget(min(areas), max(areas)),
+            chat_format=config.stages[-1].chat_format,
+            resize="fast",
+            rope_axes=3 if model.text.rope_axes == 3 else 1,
+        ),
+    )
+
+
+def token_ids(tokenizer: Tokenizer) -> TokenIds:
+    """The ids by which a model knows its special tokens."""
+    return TokenIds(
+        image_pad=tokenizer.special("<|image_pad|>"),
+        video_pad=tokenizer.special("<|video_pad|>"),
+        vision_start=tokenizer.special("<|vision_start|>"),
+        vision_end=tokenizer.special("<|vision_end|>"),
+        bos=tokenizer.special("<|endoftext|>"),
+        eos=tokenizer.special("<|im_end|>"),
+    )
+
+
+def world_source(config: TrainConfig, stage: StageConfig) -> WorldSource:
+    """The training samples of a stage. Stages and run seeds have scenes of their own, the first stage's as configured."""
+    seed = stage.world.seed + config.seed + _STAGE_SEEDS * config.stages.index(stage)
+    return WorldSource(replace(stage.world, seed=seed))
+
+
+@final
+class WorldSource:
+    """`source[index]`: training sample `index` of a world; questions about one picture are told apart from dialogues."""
+
+    def __init__(self, config: WorldConfig) -> None:
+        self._world = World(config)
+        self.tasks = self._world.tasks
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self._world.sample("train", index)
+        shown = any(not isinstance(part, Text) for part in sample.messages[0].parts)
+        return replace(sample, independent=shown and sample.task not in _CONNECTED)
+
+
+def _tokenizer(config: TrainConfig, folder: str | Path | None) -> Tokenizer:
+    if folder is not None and (Path(folder) / "tokenizer.json").is_file():
+        return Tokenizer.from_folder(folder)
+    phrases = dict.fromkeys(phrase for stage in config.stages for phrase in World(stage.world).lexicon())
+    tokenizer = Tokenizer.reduced(phrases, _BASE_RANKS)
+    if folder is not None:
+        tokenizer.save(folder)
+    return tokenizer
