@@ -125,6 +125,7 @@ class Session:
         self._added += 1
         return self._added - 1
 
+    @torch.inference_mode()
     def cancel(self, key: int) -> None:
         """Forgets a request, wherever it is; nothing happens if it is finished."""
         self._waiting = deque(item for item in self._waiting if item[0] != key)

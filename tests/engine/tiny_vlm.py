@@ -1,0 +1,29 @@
+"""A model small enough for tests of milliseconds, and short ways to write requests."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qvl.layers.decoder import DecoderConfig
+from qvl.models.qwen2_vl.config import Qwen2VLConfig, VisionConfig
+
+SIZES = Qwen2VLConfig(
+    DecoderConfig(48, 2, 4, 2, 12, 64, rope_theta=20.0, rope_sections=(2, 2, 2)),
+    VisionConfig(width=32, layers=2, heads=2, mlp_hidden=64),
+    max_positions=512,
+)
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """uint8 [height, width, 3] noise."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def user(*parts: object) -> list[dict]:
+    """One user turn; arrays are pictures, strings are text."""
+    return [
+        {
+            "role": "user",
+            "content": [{"type": "image", "image": p} if isinstance(p, np.ndarray) else str(p) for p in parts],
+        }
+    ]
