@@ -27,6 +27,7 @@ from qvl.text.messages import Image
 MAX_DEGREES = 12.0
 INK_THRESHOLD = 64
 """A pixel is ink when its coverage is above this (of 255)."""
+_IS_INK = tuple(255 * (v > INK_THRESHOLD) for v in range(256))
 _TRIES = 60
 Point = tuple[float, float]
 
@@ -115,10 +116,10 @@ def _quad_1000(line: Line, hw: tuple[int, int]) -> list[tuple[int, int]]:
 def _words(split: Split, composer: Composer, asker: Asker, chinese: bool) -> str:
     while True:
         kind = int(asker.rng.integers(3))
-        names = [asker.pick(list(composer.concepts)) for _ in range(2)]
-        words = [c.zh if chinese else c.en for c in names]
+        concept = composer.concepts[int(asker.rng.integers(len(composer.concepts)))]
+        word = concept.zh if chinese else concept.en
         number = str(int(asker.rng.integers(10 ** int(asker.rng.integers(1, 5)))))
-        text = (number, words[0], f"{words[0]}{'' if chinese else ' '}{number}")[kind]
+        text = (number, word, f"{word}{'' if chinese else ' '}{number}")[kind]
         if split_of_line(text) == split:
             return text
 
@@ -146,7 +147,7 @@ def _add_line(pixels: np.ndarray, taken: np.ndarray, split: Split, composer: Com
         if taken[y1:y2, x1:x2].any():
             continue
         taken[y1:y2, x1:x2] = True
-        _draw(pixels, ink, (left, top), degrees, centre)
+        _draw(pixels[y1:y2, x1:x2], ink, (left - x1, top - y1), degrees)
         return Line(text, line_quad((ink.height, ink.width), degrees, centre))
     return None
 
@@ -156,18 +157,20 @@ def _ink(text: str, font: ImageFont.FreeTypeFont) -> PillowImage.Image:
     _, _, right, bottom = font.getbbox(text)
     mask = PillowImage.new("L", (int(right) + 16, int(bottom) + 16))
     ImageDraw.Draw(mask).text((8, 8), text, fill=255, font=font)
-    return mask.crop(mask.point(lambda v: 255 * (v > INK_THRESHOLD)).getbbox())
+    return mask.crop(mask.point(_IS_INK).getbbox())
 
 
-def _draw(pixels: np.ndarray, ink: PillowImage.Image, left_top: tuple[int, int], degrees: float, centre: Point) -> None:
-    """Draws the ink turned about `centre`, in place, dark on light or light on dark."""
-    height, width = pixels.shape[:2]
+def _draw(region_HW3: np.ndarray, ink: PillowImage.Image, left_top: tuple[int, int], degrees: float) -> None:
+    """Draws the ink into its region of the picture, turned about its own centre, dark on light or light on dark."""
+    height, width = region_HW3.shape[:2]
     mask = PillowImage.new("L", (width, height))
     mask.paste(ink, left_top)
-    mask = mask.rotate(degrees, PillowImage.Resampling.BICUBIC, center=centre)
+    if degrees:
+        centre = left_top[0] + ink.width / 2, left_top[1] + ink.height / 2
+        mask = mask.rotate(degrees, PillowImage.Resampling.BICUBIC, center=centre)
     alpha = np.asarray(mask, dtype=np.float32)[..., None] / 255
-    tone = 20.0 if pixels.mean() > 110 else 240.0
-    pixels[...] = (pixels * (1 - alpha) + tone * alpha + 0.5).astype(np.uint8)
+    tone = 20.0 if region_HW3.mean() > 110 else 240.0
+    region_HW3[...] = (region_HW3 * (1 - alpha) + tone * alpha + 0.5).astype(np.uint8)
 
 
 @lru_cache(maxsize=256)
