@@ -1,0 +1,297 @@
+"""The report says what the files say, escapes what models say, and loads nothing."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image as PIL
+
+from qvl.viz.report import LIMITS, write_report
+from qvl.viz.run import read_run
+from qvl.viz.wall import chosen, drawn_boxes, outcome
+
+HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>\u202e'
+
+
+def metric(value, n=40):
+    return {"value": value, "n": n, "ci_low": max(0.0, value - 0.1), "ci_high": min(1.0, value + 0.1)}
+
+
+def evaluation(accuracy):
+    def gains(low):
+        return {"value": low + 0.1, "n": 40, "ci_low": low, "ci_high": low + 0.2}
+
+    def floors(key, value):
+        return {floor: {key: metric(value), f"{key}/lang=en": metric(value)} for floor in ("constant", "blind")}
+
+    vqa = {"accuracy": metric(accuracy), "accuracy/lang=en": metric(accuracy), "accuracy/kind=count": metric(0.125)}
+    return {
+        "config": {
+            "model": "runs/x",
+            "decoding": "greedy",
+            "tasks": {
+                "vqa": {"samples": 40, "kinds": {"count": 40}, "max_new_tokens": 24, "first_prompt": f"How? {HOSTILE}"}
+            },
+        },
+        "seconds": 3.5,
+        "samples": 60,
+        "tasks": {
+            "vqa": {
+                "title": "Visual questions",
+                "headline": "accuracy",
+                "metrics": vqa,
+                "floors": floors("accuracy", 0.3),
+                "gains": {"constant": gains(0.2), "blind": gains(0.3)},
+                "constants": {"count/en": f"2{HOSTILE}"},
+            },
+            "caption": {
+                "title": "Captions",
+                "headline": "cider",
+                "metrics": {
+                    "cider": {"value": 4.5, "n": 20, "ci_low": 4.0, "ci_high": 5.0},
+                    "f1": metric(0.8),
+                },
+                "floors": floors("cider", 0.4),
+                "gains": {"constant": gains(0.2), "blind": gains(-0.1)},
+                "constants": {},
+            },
+        },
+    }
+
+
+def row(i, kind="count", lang="en", prediction="2", right=1.0, **more):
+    base = {
+        "name": f"t/{i}",
+        "task": "vqa",
+        "kind": kind,
+        "lang": lang,
+        "question": "<image>How many?",
+        "answer": "2",
+        "prediction": prediction,
+        "finish_reason": "stop",
+        "values": {"accuracy": right},
+        "hw": [40, 60],
+        "boxes_px": [],
+        "answer_boxes_px": [],
+        "objects_px": [{"label": "dog", "xyxy": [0, 0, 9, 9]}],
+        "picture": f"pictures/{i}.webp",
+    }
+    return {**base, **more}
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "my run"
+    rows = [row(i, lang="zh" if i % 2 else "en") for i in range(30)]
+    rows[0] = row(0, prediction=HOSTILE, right=0.0)
+    rows[1] = row(1, "grounding", "zh", "<|box_start|>(1,2),(3,4)<|box_end|>", 0.0)
+    rows[1] |= {
+        "values": {"acc@0.5": 0.0, "iou": 0.4, "readable": 1.0},
+        "boxes_px": [{"label": HOSTILE, "xyxy": [1, 2, 30, 20]}],
+        "answer_boxes_px": [[5, 5, 25, 25]],
+    }
+    for stage, accuracy in (("late", 0.5), ("early", 0.25), ("final", 0.6)):
+        eval_folder = folder / "eval" / stage
+        (eval_folder / "pictures").mkdir(parents=True)
+        (eval_folder / "metrics.json").write_text(json.dumps(evaluation(accuracy)))
+        (eval_folder / "predictions.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    for i in range(30):
+        picture = PIL.fromarray(np.full((40, 60, 3), 8 * i, dtype=np.uint8))
+        picture.save(folder / "eval" / "final" / "pictures" / f"{i}.webp")
+    log = [
+        {
+            "stage": stage,
+            "step": i,
+            "elapsed_s": 60.0 * (10 * s + i),
+            "loss": 2.0 / (i + 1),
+            "task_loss": {"count": 1.0},
+        }
+        for s, stage in enumerate(("early", "late"))
+        for i in range(1, 9)
+    ]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, log)) + "\n")
+    (folder / "config.yaml").write_text(f"note: '{HOSTILE}'\n")
+    summary = {
+        "name": f"tiny {HOSTILE}",
+        "model": "qwen2_vl",
+        "parameters": {"text": 2_900_000, "vision": 1_300_000},
+        "seconds": 905,
+        "hardware": {"cpu": "EPYC", "cores": 2},
+        "targets": {"vqa/accuracy": 0.5, "caption/cider": 6.0},
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+class Page(HTMLParser):
+    """Collects tags, addresses and text; checks that what is opened is closed."""
+
+    VOID = frozenset(("meta", "path", "rect", "image", "circle", "link", "br", "img", "polygon"))
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.addresses, self.words, self.open, self.handlers = [], [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [v for k, v in attrs if k in ("src", "href", "xlink:href", "data")]
+        self.handlers += [k for k, _ in attrs if k.startswith("on")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+def test_report_is_one_harmless_file(run):
+    path = write_report(run)
+    assert path == run / "report.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.open == []
+    assert not {"script", "link", "iframe", "img", "form"} & set(page.tags)
+    assert page.handlers == []
+    assert len(page.addresses) == 30
+    assert all(a.startswith("data:image/webp;base64,") for a in page.addresses)
+    source = path.read_text(encoding="utf-8")
+    assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org/2000/svg)", source)
+    assert "default-src 'none'" in source
+    assert "\u202e" not in source
+    assert page.text.count('alert("x")') >= 5  # name, prompt, constant, prediction, recipe: shown as words
+    assert "prefers-color-scheme: dark" in source
+    assert 'name="viewport"' in source
+
+
+def test_report_says_what_was_measured(run):
+    words = Page(write_report(run).read_text(encoding="utf-8")).text
+    assert "1 of 2 tasks are clearly above both floors" in words
+    assert "Visual questions accuracy 60.0 %" in words
+    assert "50.0 – 70.0 n = 40" in words
+    assert "✓ +30.0 points" in words  # the smaller of both gains
+    assert "✗ +0.00" in words  # captions: not above the blind model
+    assert "CIDEr-D 4.50 4.00 – 5.00" in words
+    assert "✓ 50.0" in words  # target met
+    assert "✗ 6.00" in words  # target missed
+    assert "vision 1.3 million" in words
+    assert "15 min 5 s" in words
+    assert "kind: count 12.5" in words
+    assert "nats per supervised token" in words
+    assert "early (8 min 0 s), late (10 min 0 s)" in words
+    for limit in LIMITS:
+        assert limit in words
+    assert "Times were measured on: cpu: EPYC, cores: 2" in words
+
+
+def test_stages_are_in_training_order_and_final_counts(run):
+    read = read_run(run)
+    assert list(read.evals) == ["early", "late", "final"]
+    assert read.counted == "final"
+    assert [(b.label, b.start, b.end) for b in read.stages] == [("early", 0.0, 8.0), ("late", 8.0, 18.0)]
+    words = Page(write_report(run).read_text(encoding="utf-8")).text
+    table = words[words.index("After each stage") :]
+    assert re.search(r"accuracy 25\.0\s% 50\.0\s% 60\.0\s%", table)
+
+
+def test_wall_shows_boxes_and_outcomes(run):
+    source = write_report(run).read_text(encoding="utf-8")
+    words = Page(source).text
+    assert source.count('<li class="wrong">') == 1
+    assert source.count('<li class="partly">') == 1
+    assert source.count('<li class="right">') == 28
+    assert "28 of these 30 answers are wholly right" in words
+    assert source.count('lang="zh"') >= 15
+    assert "true:" in words
+    boxes = drawn_boxes(read_run(run).predictions[1])
+    assert [(b.kind, tuple(b.xyxy)) for b in boxes] == [("true", (5, 5, 25, 25)), ("predicted", (1, 2, 30, 20))]
+
+
+def test_wall_draws_the_box_that_a_question_is_about():
+    asked = row(0, question="<image>What is in <|box_start|>(500,0),(999,500)<|box_end|>?")
+    assert [(b.kind, b.xyxy) for b in drawn_boxes(asked)] == [("asked", (30, 0, 60, 20))]
+
+
+def test_wall_takes_turns_between_kinds_and_languages_in_file_order():
+    rows = [row(i, kind, lang) for i, (kind, lang) in enumerate([("a", "en")] * 4 + [("b", "en"), ("a", "zh")])]
+    rows.append(row(9, "c", picture=None))
+    assert [r["name"] for r in chosen(rows)] == ["t/0", "t/4", "t/5", "t/1", "t/2", "t/3"]
+    assert len(chosen(rows, most=2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"accuracy": 1.0}, "right"),
+        ({"accuracy": 0.0}, "wrong"),
+        ({"cider": 9.0, "f1": 1.0, "exact": 0.0}, "partly"),
+        ({"cider": 10.0, "f1": 1.0, "exact": 1.0}, "right"),
+        ({"cider": 0.2, "f1": 0.0, "exact": 0.0}, "wrong"),
+        ({"acc@0.5": 0.0, "iou": 0.45, "readable": 1.0}, "partly"),
+        ({"acc@0.5": 0.0, "iou": 0.1, "readable": 1.0}, "wrong"),
+        ({"grounded_f1": 0.5, "cider": 10.0, "f1": 1.0}, "partly"),
+    ],
+)
+def test_outcomes(values, expected):
+    assert outcome(row(0, values=values)) == expected
+
+
+def test_what_is_missing_is_left_out(run):
+    (run / "summary.json").unlink()
+    (run / "config.yaml").unlink()
+    shutil.rmtree(run / "eval")
+    words = Page(write_report(run).read_text(encoding="utf-8")).text
+    assert "my run" in words
+    assert "Learning" in words
+    assert "Scores" not in words
+    assert "The hardware was not recorded." in words
+
+
+def test_an_evaluation_without_floors_says_so(run):
+    found = evaluation(0.6)
+    for task in found["tasks"].values():
+        task |= {"floors": {}, "gains": {}, "constants": {}}
+    (run / "eval" / "final" / "metrics.json").write_text(json.dumps(found))
+    words = Page(write_report(run).read_text(encoding="utf-8")).text
+    assert "no floor was" in words
+    assert words.count("not measured") >= 5
+
+
+def test_mistakes_are_named(run, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no run folder"):
+        write_report(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"neither metrics\.jsonl nor eval"):
+        write_report(tmp_path)
+    (run / "eval" / "final" / "pictures" / "3.webp").unlink()
+    with pytest.raises(FileNotFoundError, match=r"3\.webp is not there"):
+        write_report(run)
+    (run / "metrics.jsonl").write_text('{"stage": "a"}\n')
+    with pytest.raises(ValueError, match=r"line 1 lacks elapsed_s, loss"):
+        read_run(run)
+    (run / "metrics.jsonl").write_text('{"stage": "a"\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1 is not JSON"):
+        read_run(run)
+
+
+def test_reporting_imports_no_torch_and_no_evals():
+    code = (
+        "import sys; import qvl.viz.report; "
+        "sys.exit(any(m == 'torch' or m == 'matplotlib' or m.startswith('qvl.evals') for m in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
