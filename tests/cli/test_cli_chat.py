@@ -1,0 +1,190 @@
+"""The terminal conversation, with a scripted model behind the real `VLM`."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from qvl.cli.chat import Conversation, chat
+from qvl.engine.api import Box, Reply, Usage
+from qvl.text.grounding import box, ref
+
+CAT = f"{ref('the cat')}{box((0, 0, 500, 500))} sleeps.\x1b[31m"
+
+
+class Canned:
+    """Stands for a VLM: remembers what it was asked, answers in pieces."""
+
+    def __init__(self, text: str = CAT, boxes: tuple[Box, ...] = (), chat_format: str = "chatml") -> None:
+        self.processor = SimpleNamespace(config=SimpleNamespace(chat_format=chat_format))
+        self.asked: list[list[dict]] = []
+        self.options: dict = {}
+        self.text, self.boxes = text, boxes
+        self.error: Exception | None = None
+        self.interrupt = False
+        self.reply: Reply | None = None
+
+    def stream(self, messages: list[dict], **options: object) -> Canned:
+        if self.error is not None:
+            raise self.error
+        self.asked.append(messages)
+        self.options, self.reply = options, None
+        return self
+
+    def __iter__(self) -> Iterator[str]:
+        for piece in re.split(r"(<.*?>| )", self.text):
+            yield piece
+            if self.interrupt:
+                raise KeyboardInterrupt
+        self.reply = Reply(self.text, (1,), "length", self.boxes, Usage(9, 4, 1, ((56, 84),), 0, {"prefill": 1200.0}))
+
+
+def talk(model: Canned, lines: Iterable[str], folder, terminal: bool = False) -> tuple[str, str]:
+    """What went to replies and to notes."""
+    out, notes = io.StringIO(), io.StringIO()
+    script = iter(lines)
+
+    def read(prompt: str) -> str:
+        try:
+            return next(script)
+        except StopIteration:
+            raise EOFError from None
+
+    consoles = [Console(file=f, force_terminal=terminal, width=60, highlight=False) for f in (out, notes)]
+    Conversation(model, {"max_new_tokens": 5}, folder / "chat", *consoles).run(read)
+    return out.getvalue(), notes.getvalue()
+
+
+@pytest.fixture
+def cat(tmp_path):
+    file = tmp_path / "cat picture.png"
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(file)
+    return file
+
+
+def test_turns_add_up_and_pictures_go_with_the_next_question(tmp_path, cat):
+    model = Canned()
+    _, notes = talk(model, [f"/image {cat}", "where?", "", "and now?", "/reset", "again"], tmp_path)
+    first = {"role": "user", "content": [{"type": "image", "image": str(cat)}, {"type": "text", "text": "where?"}]}
+    assert model.asked[0] == [first]
+    assert model.asked[1][:2] == [first, {"role": "assistant", "content": CAT}]
+    assert model.asked[1][2]["content"] == [{"type": "text", "text": "and now?"}]
+    assert len(model.asked[2]) == 1
+    assert model.options == {"max_new_tokens": 5}
+    assert "60 x 40 pixels" in notes
+    assert "9 + 1 tokens, 1.2 s, picture seen at 84 x 56; cut off at max_new_tokens=5" in notes
+
+
+def test_replies_are_verbatim_in_a_pipe_and_coloured_in_a_terminal(tmp_path):
+    out, _ = talk(Canned(), ["hi"], tmp_path)
+    assert out == CAT.replace("\x1b", "") + "\n"  # never an escape sequence of the model's own
+    out, _ = talk(Canned(), ["hi"], tmp_path, terminal=True)
+    assert "object_ref" not in out
+    assert "\x1b[1;36mcat\x1b[0m" in out
+    assert "\x1b[2m(0,0),(500,500)\x1b[0m" in out
+
+
+def test_boxes_are_listed_and_drawn_over_the_picture_they_lie_in(tmp_path, cat):
+    model = Canned(boxes=(Box("the cat", (0, 0, 30, 20), 0), Box("<b>", (1, 2, 3, 4), 0)))
+    _, notes = talk(model, [f'/image "{cat}"', "where?", "again"], tmp_path)
+    assert "the cat: (0, 0, 30, 20) in picture 1" in notes
+    assert sorted(f.name for f in (tmp_path / "chat").iterdir()) == ["boxes-001.svg", "boxes-002.svg"]
+    svg = (tmp_path / "chat/boxes-001.svg").read_text()
+    assert 'viewBox="0 0 60 40"' in svg
+    assert 'width="30" height="20"' in svg
+    assert "<b>" not in svg
+    assert str(tmp_path / "chat/boxes-002.svg") in notes
+
+
+def test_mistakes_are_said_and_do_not_end_the_conversation(tmp_path, cat):
+    model = Canned()
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"not a picture")
+    lines = ["/image nowhere.png", f"/image {bad}", "/image", "/video nowhere.mp4", "/dance", "/etc/passwd?", "hi"]
+    _, notes = talk(model, lines, tmp_path)
+    assert "error: no such picture file: nowhere.png" in notes
+    assert f"error: {bad} is not a picture" in notes
+    assert "error: /image needs the name of a file" in notes
+    assert "error: no such video file: nowhere.mp4" in notes
+    assert "error: there is no /dance; /help lists what there is" in notes
+    assert len(model.asked) == 2  # a question may begin with a slash
+
+
+def test_a_turn_that_cannot_be_answered_is_forgotten(tmp_path, cat):
+    model = Canned()
+    model.error = ValueError("the prompt has 9999 tokens")
+
+    def lines():
+        yield f"/image {cat}"
+        yield "too long"
+        model.error = None
+        yield "short"
+
+    _, notes = talk(model, lines(), tmp_path)
+    assert "error: the prompt has 9999 tokens" in notes
+    assert [m["content"] for m in model.asked[0]] == [[{"type": "text", "text": "short"}]]
+
+
+def test_a_stopped_reply_keeps_what_was_said(tmp_path):
+    model = Canned("one two three")
+
+    def lines():
+        model.interrupt = True
+        yield "count"
+        model.interrupt = False
+        yield "go on"
+
+    out, notes = talk(model, lines(), tmp_path)
+    assert out.startswith("one\n")
+    assert "(stopped)" in notes
+    assert model.asked[1][1] == {"role": "assistant", "content": "one"}
+
+
+def test_a_pretrained_model_gets_each_question_alone_with_all_pictures(tmp_path, cat):
+    model = Canned(chat_format="raw")
+    _, notes = talk(model, [f"/image {cat}", "a", "b"], tmp_path)
+    assert "only pretrained" in notes
+    shown = {"role": "user", "content": [{"type": "image", "image": str(cat)}]}
+    assert model.asked[1] == [shown, {"role": "user", "content": [{"type": "text", "text": "b"}]}]
+
+
+def test_the_conversation_is_saved_as_messages(tmp_path, cat):
+    file = tmp_path / "talk.json"
+    model = Canned("图")
+    talk(model, [f"/image {cat}", "hi", f"/save {file}", f"/save {tmp_path}/no/such/folder.json", "more"], tmp_path)
+    saved = json.loads(file.read_text())
+    assert saved == model.asked[1][:2]
+    assert "图" in file.read_text()
+
+
+def test_help_and_quit(tmp_path):
+    model = Canned()
+    _, notes = talk(model, ["/help", "/quit", "never asked"], tmp_path)
+    assert "/save FILE" in notes
+    assert model.asked == []
+
+
+def test_one_question_is_answered_on_standard_output(tmp_path, cat, monkeypatch, capsys):
+    from qvl.engine import vlm
+
+    model = Canned(boxes=(Box("", (0, 0, 30, 20)),))
+    monkeypatch.setattr(vlm, "load", lambda *a, **k: model)
+    (tmp_path / "run/model").mkdir(parents=True)
+    chat(str(tmp_path / "run/model"), "where?", image=[str(cat), str(cat)], max_new_tokens=7)
+    out, notes = capsys.readouterr()
+    assert out == CAT.replace("\x1b", "") + "\n"
+    assert "box: (0, 0, 30, 20)" in notes
+    assert (tmp_path / "run/chat/boxes-001.svg").is_file()
+    assert [p["type"] for p in model.asked[0][0]["content"]] == ["image", "image", "text"]
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
+        chat("m", "where?", image="nowhere.png")
+    with pytest.raises(ValueError, match="question is empty"):
+        chat("m", " ")
