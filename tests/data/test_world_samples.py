@@ -119,11 +119,11 @@ def test_yes_and_no_are_equally_frequent_and_half_of_the_absent_ones_are_hard():
 def test_the_first_word_of_a_choice_is_right_half_of_the_time(task):
     world = World(WorldConfig(turns=1, zh=0.0))
     first = []
-    for i in range(250):
+    for i in range(150):
         meta = world.sample("train", i, task).meta
         answer, about = meta["answer"], meta["turns"][0]["about"]
         first.append(answer in ("left", "above", about["a"]))
-    assert abs(np.mean(first) - 0.5) < 0.095
+    assert abs(np.mean(first) - 0.5) < 0.125
 
 
 def test_published_formats_of_the_pretrain_style():
@@ -149,6 +149,7 @@ def test_published_formats_of_the_pretrain_style():
     assert re.match(" " + ref.format(r"[\w -]+") + box, answer)
 
 
+@pytest.mark.slow
 def test_the_lexicon_spells_everything_with_whole_pieces():
     """A vocabulary reduced to the lexicon cuts every sample as the full vocabulary does."""
     tokenizer = Tokenizer.qwen2_vl()

@@ -58,7 +58,9 @@ class Clip(Activity):
         if actors is None or (kind != "times" and len(actors) < 2):
             return None
         first = actors[0]
-        layout = composer.layout(first.box_px(composer, 0), first.size_px, hw)
+        box_px = first.box_px(composer, 0)
+        assert box_px is not None, "an actor is shown in every frame until a kind of clip hides it"
+        layout = composer.layout(box_px, first.size_px, hw)
         turns = {"motion": _motion, "order": _order, "times": _times}[kind]
         actors, asked = turns(actors, asker, way, frames)
         background, colour = composer.background(hw, rng)

@@ -27,7 +27,7 @@ from qvl.data.world.vqa import (
 
 QUESTIONS: tuple[Question, ...] = (
     Caption(),
-    Caption("caption_grounded", grounded=True),
+    Caption(grounded=True),
     Grounding(),
     Referring(),
     BoxToName(),

@@ -177,4 +177,7 @@ def _draw(region_HW3: np.ndarray, ink: PillowImage.Image, left_top: tuple[int, i
 def _font(path: str, size_px: int) -> ImageFont.FreeTypeFont:
     if path and not Path(path).is_file():
         raise FileNotFoundError(f"chinese_font {path} is not there; ocr.find_chinese_font() looks for one")
-    return ImageFont.truetype(path, size_px) if path else ImageFont.load_default(size_px)
+    font = ImageFont.truetype(path, size_px) if path else ImageFont.load_default(size_px)
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        raise ValueError("this Pillow was built without FreeType and cannot draw text of any size; install its wheel")
+    return font

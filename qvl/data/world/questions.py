@@ -96,12 +96,15 @@ def box_text(scene: Scene, placed: Placed) -> str:
 
 
 @final
-@dataclass(frozen=True)
 class Caption(Question):
-    """All objects with their places or their relation; `detailed` adds the background, `grounded` the boxes."""
+    """All objects with their places or their relation; sometimes detailed, which adds the background.
 
-    name: str = "caption"
-    grounded: bool = False
+    `grounded`: with the boxes (then the task is "caption_grounded" and never detailed).
+    """
+
+    def __init__(self, *, grounded: bool = False):
+        self.name = "caption_grounded" if grounded else "caption"
+        self.grounded = grounded
 
     def ask(self, scene: Scene, asker: Asker) -> Turn | None:
         detailed = not self.grounded and asker.rng.random() < 0.25
