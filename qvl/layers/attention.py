@@ -204,7 +204,7 @@ def attend_dense(
     `hidden_SLY` (True = not seen) replaces the causal triangle if given. Short segments on the CPU take explicit
     matmul + softmax (its backward is about twice as fast there), everything else the fused kernel, which never holds
     the L x L scores. float32 only: bfloat16 would round the scores, and Qwen2's large query and key biases make those
-    so large that this shows (relative error 0.2 against 0.003 at scores around 100).
+    so large that this shows (relative error 0.11 against 0.002 at scores around 100).
     """
     segments, heads, length, _ = q_SNLH.shape
     scores = segments * heads * length * k_SKYH.shape[2]

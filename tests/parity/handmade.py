@@ -71,9 +71,7 @@ def visual(rng: np.random.Generator, grid: Grid, config: VisionConfig) -> Visual
     return Visual(torch.from_numpy(rows), grid, hw, hw)
 
 
-def sequence(
-    seed: int, parts: Seq[Part], config: Qwen2VLConfig, labels: bool = False, rope_axes: int = 3
-) -> Sequence:
+def sequence(seed: int, parts: Seq[Part], config: Qwen2VLConfig, labels: bool = False, rope_axes: int = 3) -> Sequence:
     """A sequence of random tokens and random pictures; with `labels`, every second text token is supervised."""
     rng = np.random.default_rng(seed)
     tokens: list[int] = []

@@ -33,7 +33,9 @@ def weight(name: str, shape: list[int]) -> torch.Tensor:
     if len(shape) == 1:
         norm = name.endswith("weight") and ("norm" in name or name.endswith("ln_q.weight"))
         return torch.from_numpy(1 + 0.1 * w if norm else 0.05 * w)
-    return torch.from_numpy(0.7 * w if "embed_tokens" in name else w * np.float32(1.2 / math.sqrt(math.prod(shape[1:]))))
+    return torch.from_numpy(
+        0.7 * w if "embed_tokens" in name else w * np.float32(1.2 / math.sqrt(math.prod(shape[1:])))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -80,5 +82,7 @@ def test_ids_grids_positions_patches(batch: Batch, expected: dict[str, np.ndarra
 @torch.no_grad()
 def test_logits(batch: Batch, model: Qwen2VL, fixture: dict[str, Any], expected: dict[str, np.ndarray]) -> None:
     logits = model(batch)
-    assert relative(logits[:, fixture["columns"]], torch.from_numpy(expected["logits"])) < 2e-5  # measured worst: 1.8e-6
+    assert (
+        relative(logits[:, fixture["columns"]], torch.from_numpy(expected["logits"])) < 2e-5
+    )  # measured worst: 1.8e-6
     assert logits.argmax(-1).tolist() == expected["argmax"].tolist()
