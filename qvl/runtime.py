@@ -17,9 +17,18 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 
+@functools.cache
 def console() -> Console:
-    """The terminal everything is printed to (stderr, so that results can be piped)."""
+    """The terminal that progress and log lines go to (stderr, so that results can be piped).
+
+    One object for all, so that a log line and an evaluation's bar find their place beside a running progress bar.
+    """
     return Console(stderr=True)
+
+
+def debug_wanted() -> bool:
+    """`QVL_DEBUG=1`: show where an error comes from instead of one line."""
+    return os.environ.get("QVL_DEBUG", "") not in ("", "0")
 
 
 def set_up_logging(level: int = logging.INFO) -> None:

@@ -80,14 +80,14 @@ def token_ids(tokenizer: Tokenizer) -> TokenIds:
 
 
 def world_source(config: TrainConfig, stage: StageConfig) -> WorldSource:
-    """The training samples of a stage. Stages and run seeds have scenes of their own, the first stage's as configured."""
+    """The training samples of a stage; every stage and every run seed has scenes of its own."""
     seed = stage.world.seed + config.seed + _STAGE_SEEDS * config.stages.index(stage)
     return WorldSource(replace(stage.world, seed=seed))
 
 
 @final
 class WorldSource:
-    """`source[index]`: training sample `index` of a world; questions about one picture are told apart from dialogues."""
+    """`source[index]`: training sample `index` of a world, marked where its questions do not need each other."""
 
     def __init__(self, config: WorldConfig) -> None:
         self._world = World(config)

@@ -1,0 +1,47 @@
+"""`qvl eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+
+def evaluate_model(
+    *,
+    model: str,
+    split: Literal["dev", "test"] = "test",
+    samples: int = 200,
+    floors: bool = True,
+    recipe: Path | None = None,
+    out: Path | None = None,
+    device: str = "cpu",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> None:
+    """Measures a model on held-out scenes of the embedded world and saves every prediction.
+
+    Args:
+        model: folder of the model (or hub id).
+        split: which held-out scenes; dev is for choosing, test for reporting.
+        samples: questions per task.
+        floors: measure the best constant answer and the model without the picture too.
+        recipe: where the world is described (default: config.yaml of the run that the model lies in, else the
+            default world, asked in plain questions).
+        out: folder for metrics.json and predictions.jsonl (default: eval/SPLIT in that run, else runs/eval).
+        device: cpu, cuda, cuda:1 ...
+        dtype: of the weights while computing.
+    """
+    import qvl
+    from qvl.cli.measure import measure, print_scores
+    from qvl.cli.recipe import read_recipe
+    from qvl.data.world import WorldConfig
+
+    of_run = Path(model).resolve().parent / "config.yaml"
+    described = recipe or (of_run if of_run.is_file() else None)
+    world = read_recipe(described).stages[-1].world if described else WorldConfig(style="chat")
+    if out is None:
+        out = of_run.parent / "eval" / split if of_run.is_file() else Path("runs/eval") / Path(model).name / split
+    vlm = qvl.load(model, device=device, dtype=dtype)
+    stamp = {"model": model, "world": str(described or "default"), "device": device, "dtype": dtype}
+    result = measure(vlm.engine, world, split, samples, out, floors=floors, stamp=stamp)
+    print_scores(out, {}, f"{model}: {len(result.predictions)} questions of {split}")
+    print(f"Every prediction: {out / 'predictions.jsonl'}")

@@ -1,0 +1,129 @@
+"""`qvl inspect`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from qvl.checkpoint.hf_settings import Preprocessing
+    from qvl.models.qwen2_vl.config import Qwen2VLConfig
+
+
+def inspect(model: str, image_size: str = "1024x768") -> None:
+    """Prints what a model is made of and what a picture costs it. No weights are read.
+
+    Args:
+        model: a preset (tiny, qwen2-vl-2b or just 2b, 7b, 72b) or a model folder.
+        image_size: WIDTHxHEIGHT in pixels, e.g. 1024x768.
+    """
+    import torch
+    from rich.console import Console
+
+    from qvl.models.qwen2_vl.model import Qwen2VL
+
+    hw = parse_size(image_size)
+    config, preprocessing = _find(model)
+    with torch.device("meta"):
+        built = Qwen2VL(config)
+    console = Console()
+    console.print(_facts(model, config))
+    console.print(_parameters(built))
+    console.print(_picture(config, preprocessing, hw))
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """ "1024x768" -> (768, 1024): (height, width). Raises `ValueError` for anything else."""
+    match = re.fullmatch(r"(\d+)[x×](\d+)", text.strip().lower())
+    if not match:
+        raise ValueError(f"an image size is WIDTHxHEIGHT in pixels such as 1024x768, got {text!r}")
+    width, height = map(int, match.groups())
+    return height, width
+
+
+def _find(name: str) -> tuple[Qwen2VLConfig, Preprocessing]:
+    from qvl.checkpoint.hf_config import read_config
+    from qvl.checkpoint.hf_settings import Preprocessing, read_preprocessing
+    from qvl.models.qwen2_vl.config import PRESETS, preset
+
+    full = f"qwen2-vl-{name.lower()}"
+    if name in PRESETS or full in PRESETS:
+        return preset(name if name in PRESETS else full), Preprocessing()
+    folder = Path(name)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{name!r} is neither a folder nor a preset; presets: {', '.join(PRESETS)}")
+    return read_config(folder), read_preprocessing(folder)
+
+
+def _facts(name: str, config: Qwen2VLConfig):
+    from rich.table import Table
+
+    text, vision = config.text, config.vision
+    table = Table(title=name, title_justify="left")
+    table.add_column("")
+    table.add_column("vision tower", justify="right")
+    table.add_column("language model", justify="right")
+    table.add_row("layers", str(vision.layers), str(text.layers))
+    table.add_row("width", str(vision.width), str(text.width))
+    heads = f"{text.heads} x {text.head_size} ({text.kv_heads} for keys and values)"
+    table.add_row("heads", f"{vision.heads} x {vision.width // vision.heads}", heads)
+    table.add_row("feed-forward", str(vision.mlp_hidden), str(text.mlp_hidden))
+    rope = f"theta {text.rope_theta:g}, sections {text.rope_sections}" if text.rope_sections else "one axis"
+    table.add_row("rotary positions", f"rows and columns, theta {vision.rope_theta:g}", rope)
+    table.add_row("vocabulary", "", f"{config.vocab_size:,}{', head tied' if config.tie_embeddings else ''}")
+    table.add_row("positions", "", f"{config.max_positions:,}")
+    return table
+
+
+def parts(model: nn.Module) -> dict[str, int]:
+    """Parameters of each part, in the order a picture passes through them; a tied head is the embedding."""
+    sizes = {"vision tower": 0, "merger": 0, "token embedding": 0, "decoder": 0, "output head": 0}
+    for name, parameter in model.named_parameters():
+        if name.startswith("visual.merger."):
+            part = "merger"
+        elif name.startswith("visual."):
+            part = "vision tower"
+        else:
+            part = {"embed": "token embedding", "head": "output head"}.get(name.split(".")[0], "decoder")
+        sizes[part] += parameter.numel()
+    return sizes
+
+
+def _parameters(model: nn.Module):
+    from rich.table import Table
+
+    table = Table(title="Parameters", title_justify="left")
+    for column in ("part", "parameters", "bfloat16", "float32"):
+        table.add_column(column, justify="left" if column == "part" else "right")
+    sizes = parts(model)
+    for part, size in [*sizes.items(), ("total", sum(sizes.values()))]:
+        table.add_row(part, f"{size:,}", _gib(2 * size), _gib(4 * size), style="bold" if part == "total" else "")
+    return table
+
+
+def _picture(config: Qwen2VLConfig, preprocessing: Preprocessing, hw: tuple[int, int]):
+    from rich.table import Table
+
+    from qvl.media.resize import smart_resize
+
+    geometry, budget = preprocessing.geometry, preprocessing.budget
+    height, width = smart_resize(*hw, geometry.factor, budget.min_pixels, budget.max_pixels)
+    patches = (height // geometry.patch) * (width // geometry.patch)
+    tokens = patches // geometry.merge**2 + 2
+    cache = 2 * config.text.layers * config.text.kv_heads * config.text.head_size * 2 * tokens
+    table = Table(title=f"A picture of {hw[1]} x {hw[0]} (width x height)", title_justify="left", show_header=False)
+    table.add_column("")
+    table.add_column("", justify="right")
+    table.add_row("becomes", f"{width} x {height}")
+    table.add_row("patches", f"{height // geometry.patch} rows x {width // geometry.patch} = {patches:,}")
+    table.add_row("tokens", f"{tokens:,} (with its two marks)")
+    table.add_row("keys and values in bfloat16", _gib(cache))
+    table.add_row("share of the positions", f"{100 * tokens / config.max_positions:.1f} %")
+    return table
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**28 else f"{size / 2**20:.1f} MiB"

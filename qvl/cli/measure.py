@@ -1,0 +1,98 @@
+"""Measuring a model on the embedded world, and showing what came out.
+
+Knows: how many questions of each kind make a sample of a task, which scenes floors are chosen on.
+Does not know: where the model comes from, how answers are judged.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from qvl.data.records import Sample
+from qvl.data.world import World, WorldConfig
+from qvl.data.world.config import Split
+from qvl.engine.api import Generator
+from qvl.evals.runner import EvalResult, evaluate
+from qvl.evals.tasks.base import Format, Task
+from qvl.evals.tasks.world import world_samples, world_suite
+
+FLOOR_SAMPLES = 100
+"""Training scenes per kind of question on which the best constant answers are chosen."""
+
+
+def measure(
+    generator: Generator,
+    world: WorldConfig,
+    split: Split,
+    per_task: int,
+    out_dir: Path,
+    *,
+    chat_format: Format | None = None,
+    floors: bool = False,
+    stamp: Mapping[str, Any] | None = None,
+) -> EvalResult:
+    """Asks `per_task` questions per task about scenes of `split`, shared evenly among the task's kinds of question.
+
+    Args:
+        floors: measure the best constant answer and the same model without the picture as well (twice the time).
+        stamp: what else must be known to repeat the numbers.
+
+    Raises:
+        ValueError: `per_task` below 1.
+    """
+    if per_task < 1:
+        raise ValueError(f"samples must be at least 1 per task, got {per_task}")
+    suite, place = world_suite(world), World(world)
+    return evaluate(
+        generator,
+        suite,
+        _samples(place, split, per_task, suite),
+        out_dir,
+        chat_format=chat_format,
+        floor_samples=world_samples(place, "train", FLOOR_SAMPLES, suite) if floors else (),
+        blind_floor=floors,
+        stamp={**(stamp or {}), "split": split, "per_task": per_task},
+    )
+
+
+def _samples(world: World, split: Split, per_task: int, suite: tuple[Task, ...]) -> list[Sample]:
+    found = []
+    for task in suite:
+        found += world_samples(world, split, math.ceil(per_task / len(task.kinds)), (task,))
+    return found
+
+
+def print_scores(folder: Path, targets: Mapping[str, float], title: str) -> None:
+    """A table on stdout from the evaluation in `folder`: headline metrics beside floors and, where given, targets."""
+    tasks = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["tasks"]
+    floors = [name for name in ("constant", "blind") if any(name in task["floors"] for task in tasks.values())]
+    table = Table(title=title, title_justify="left")
+    table.add_column("task")
+    table.add_column("metric")
+    for name in ("score", "95 %", *(f"{name} floor" for name in floors), *(["target"] if targets else [])):
+        table.add_column(name, justify="right")
+    for name, task in tasks.items():
+        wanted = [task["headline"], *(key.split("/")[1] for key in targets if key.startswith(f"{name}/"))]
+        for key in dict.fromkeys(wanted):
+            metric = task["metrics"][key]
+            cells = [f"{metric['value']:.3f}", f"{metric['ci_low']:.3f} to {metric['ci_high']:.3f}"]
+            cells += [_value(task["floors"].get(floor, {}).get(key)) for floor in floors]
+            if targets:
+                cells.append(_against(targets.get(f"{name}/{key}"), metric["value"]))
+            table.add_row(task["title"], key, *cells)
+    Console().print(table)
+
+
+def _value(metric: Mapping[str, float] | None) -> str:
+    return f"{metric['value']:.3f}" if metric else ""
+
+
+def _against(target: float | None, value: float) -> str:
+    return "" if target is None else f"{target:.2f} {'✓' if value >= target else '✗'}"

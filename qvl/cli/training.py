@@ -1,0 +1,133 @@
+"""A training run from its recipe to a saved model folder; what `qvl train` and `qvl demo` share.
+
+Knows: the files of a run's folder (`config.yaml`, `tokenizer/`, `eval/<stage>/`, `summary.json`, `model/`).
+Does not know: how training or measuring works.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+from torch import nn
+
+from qvl.cli.measure import measure
+from qvl.cli.recipe import differences, read_recipe, recipe_text
+from qvl.engine.generate import Engine
+from qvl.engine.vlm import VLM
+from qvl.inputs.processor import Processor
+from qvl.models.qwen2_vl.model import Qwen2VL
+from qvl.runtime import cpu_name, peak_memory_bytes, seed_everything, set_threads
+from qvl.train.build import build, world_source
+from qvl.train.config import StageConfig, TrainConfig
+from qvl.train.optim import part_of
+from qvl.train.trainer import Trainer
+
+_MAY_CHANGE = ("run", "threads", "log_every", "save_every_minutes", "eval_samples", "final_eval_samples")
+"""What a run that goes on may set anew."""
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    vlm: VLM
+    folder: Path
+    seconds: float
+    """Training time of all stages, interruptions and evaluations left out."""
+
+
+def train_run(config: TrainConfig, targets: Mapping[str, float] | None = None) -> TrainedRun:
+    """Trains what is not trained yet and saves the model as `<run>/model`.
+
+    Args:
+        targets: `task/metric` -> value to reach, noted in summary.json for the report.
+
+    Raises:
+        ValueError: the folder holds a run with another recipe.
+        Stopped: interrupted, with the state saved.
+    """
+    folder = Path(config.run)
+    claim(config, folder)
+    threads = set_threads(config.threads)
+    seed_everything(config.seed)
+    built = build(config, folder / "tokenizer")
+    processor = built.processor.with_options(resize="exact")
+    trainer = Trainer(
+        config, built.model, built.processor, partial(world_source, config), partial(_measure_stage, config, processor)
+    )
+    trainer.fit()
+    vlm = VLM(built.model.eval(), processor)
+    vlm.save(folder / "model")
+    _write_summary(config, folder, built.model, trainer.elapsed, threads, targets or {})
+    return TrainedRun(vlm, folder, trainer.elapsed)
+
+
+def claim(config: TrainConfig, folder: Path) -> None:
+    """Makes the folder this recipe's, or finds that it is. A finished run also keeps its minutes.
+
+    Raises:
+        ValueError: the folder holds a run with another recipe; the message says where they differ.
+    """
+    file = folder / "config.yaml"
+    if (folder / "checkpoint").is_dir() and file.is_file():
+        may_change = _MAY_CHANGE if (folder / "model").is_dir() else (*_MAY_CHANGE, "minutes")
+        found = differences(read_recipe(file), config, may_change)
+        if found:
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            raise ValueError(
+                f"{folder} holds a run with another recipe ({'; '.join(found[:3])}{more}). "
+                f"Choose another --run, or delete {folder} to train anew"
+            )
+    else:
+        (folder / "metrics.jsonl").unlink(missing_ok=True)  # of a start that saved nothing
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(recipe_text(config), encoding="utf-8")
+
+
+def parameters_by_part(model: nn.Module) -> dict[str, int]:
+    """Parameters of the vision tower, the merger and the language model; a tied head counts once."""
+    counts: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        counts[part_of(name)] += parameter.numel()
+    return dict(counts)
+
+
+def _measure_stage(config: TrainConfig, processor: Processor, model: nn.Module, stage: StageConfig) -> None:
+    if not stage.evaluate:
+        return
+    assert isinstance(model, Qwen2VL)
+    measure(
+        Engine(model, processor.with_options(chat_format=stage.chat_format)),
+        stage.world,
+        "dev",
+        config.eval_samples,
+        Path(config.run) / "eval" / stage.name,
+        chat_format=stage.chat_format,
+        stamp={"stage": stage.name, "seed": config.seed},
+    )
+
+
+def _write_summary(
+    config: TrainConfig, folder: Path, model: nn.Module, seconds: float, threads: int, targets: Mapping[str, float]
+) -> None:
+    summary = {
+        "name": folder.name,
+        "model": config.model,
+        "parameters": parameters_by_part(model),
+        "seconds": round(seconds, 1),
+        "hardware": {
+            "processor": cpu_name(),
+            "threads": threads,
+            "peak memory": f"{peak_memory_bytes() / 2**30:.2f} GiB in the training process",
+        },
+        "seed": config.seed,
+        "date": date.today().isoformat(),
+        "version": version("qvl"),
+        "targets": dict(targets),
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
