@@ -138,7 +138,7 @@ def run_case(case: Case, functions: dict[str, Callable], photo: Image.Image) -> 
     row: dict[str, object] = {"case": case.name}
     row |= {f"{name} ms": spread(values) for name, values in times.items()}
     row["fast pictures/s/core"] = round(1000 * len(pictures) / median["fast"], 1)
-    row |= {f"{ours} / {theirs}": round(median[theirs] / median[ours], 2)
+    row |= {f"{ours} vs {theirs}, times faster": round(median[theirs] / median[ours], 2)
             for theirs in functions if theirs.startswith("hf_") for ours in ("fast", "exact")}  # fmt: skip
     row["jpeg decode ms"] = spread(decode["decode"])
     row["rounds"] = case.repeats

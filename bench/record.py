@@ -17,10 +17,11 @@ import torch
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 TABLES = HERE / "RESULTS.md"
-_HEAD = (
-    "# Results\n\nEvery table is drawn from `bench/results/*.jsonl` by `bench/record.py`: the newest row of each case. "
-    "Older rows stay in those files. Numbers of different machines are not comparable; ratios within a row are.\n"
-)
+_HEAD = """# Results
+
+Every table is drawn from `bench/results/*.jsonl` by `bench/record.py`: the newest row of each case, machine and torch.
+Older rows stay in those files. Numbers of different machines are not comparable; ratios within a row are.
+"""
 
 
 def record(name: str, row: Mapping[str, object]) -> dict[str, object]:
@@ -29,7 +30,7 @@ def record(name: str, row: Mapping[str, object]) -> dict[str, object]:
     Args:
         name: the script or claim, `preprocess` for example; one section of RESULTS.md.
         row: flat and JSON-able. The value of `case`, if there is one, tells rows of one script apart: of each case
-            (on each machine) the table shows the newest row.
+            (on each machine, with each torch) the table shows the newest row.
 
     Returns:
         The row as written.
@@ -78,7 +79,7 @@ def _redraw(name: str) -> None:
 
 
 def _table(rows: list[dict[str, object]]) -> str:
-    newest = list({(row.get("case"), row["machine"]): row for row in rows}.values())
+    newest = list({(row.get("case"), row["machine"], row["torch"]): row for row in rows}.values())
     columns = list(dict.fromkeys(key for row in newest for key in row))
     lead = [key for key in ("case", "machine", "threads", "torch", "date") if key in columns]
     columns = [lead[0], *(c for c in columns if c not in lead), *lead[1:]]

@@ -188,7 +188,7 @@ def _blame(name: str):
     """Names the source in every error of the decoder: on hostile bytes Pillow's plugins raise nearly anything."""
     try:
         yield
-    except (MemoryError, KeyboardInterrupt):
+    except MemoryError:
         raise
     except Image.UnidentifiedImageError as error:
         raise ValueError(f"{name} is not a picture in any accepted format ({', '.join(FORMATS)})") from error

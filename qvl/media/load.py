@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -47,11 +48,16 @@ class Visual:
 class PictureRequest(Protocol):
     """What `load_images` reads of a picture (the conversation's image part has this shape)."""
 
-    source: Any
-    min_pixels: int | None
-    max_pixels: int | None
-    resized_height: int | None
-    resized_width: int | None
+    @property
+    def source(self) -> Any: ...
+    @property
+    def min_pixels(self) -> int | None: ...
+    @property
+    def max_pixels(self) -> int | None: ...
+    @property
+    def resized_height(self) -> int | None: ...
+    @property
+    def resized_width(self) -> int | None: ...
 
 
 def load_image(
@@ -188,33 +194,24 @@ def load_video(
 
     Raises: FileNotFoundError, ValueError: see `scan_clip`, `choose_frames`, `video_hw`, `view_image`.
     """
-    size = {
-        "geometry": geometry,
-        "min_pixels": min_pixels,
-        "max_pixels": max_pixels,
-        "total_pixels": total_pixels,
-        "resized_height": resized_height,
-        "resized_width": resized_width,
-    }
+    size = {"min_pixels": min_pixels, "max_pixels": max_pixels, "total_pixels": total_pixels}
+    size |= {"resized_height": resized_height, "resized_width": resized_width}
     choice = {"nframes": nframes, "min_frames": min_frames, "max_frames": max_frames}
     span = {"video_start": video_start, "video_end": video_end}
-    clock = Clock()
+    clock, resizer = Clock(), _resizer(resize)
     if isinstance(source, list | tuple | np.ndarray):
         if refused := [name for name, value in {**choice, **span}.items() if value is not None]:
             raise ValueError(f"{', '.join(refused)} choose frames of a clip; a list of frames is taken as sampled")
+        count, budget = len(source), _frame_bounds(budget, frame_budget, len(source))
         frames = listed_frames(source, budget.fps if fps is None else fps, max_source_pixels)
-        count = len(source)
-        budget = _frame_bounds(budget, frame_budget, count)
     else:
         with clock.phase("decode"):
             clip = scan_clip(source, max_source_pixels=max_source_pixels)
             window = clip.window(**span)
             chosen = choose_frames(len(window), clip.fps, fps=fps, budget=budget, **choice)
-        count = len(chosen)
-        frames = ClipReader(clip).read([window[i] for i in chosen])
-    pixels, original_hw, timestamps = resize_frames(
-        frames, count, lambda hw: video_hw(hw, count, budget=budget, **size), _resizer(resize), clock
-    )
+        count, frames = len(chosen), ClipReader(clip).read([window[i] for i in chosen])
+    size_for = partial(video_hw, frames=count, geometry=geometry, budget=budget, **size)
+    pixels, original_hw, timestamps = resize_frames(frames, count, size_for, resizer, clock)
     with clock.phase("patchify"):
         patches_PC, grid = patchify(pixels, geometry)
     return Visual(patches_PC, grid, original_hw, pixels.shape[1:3], timestamps, clock.ms)
