@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from parity.handmade import IDS, randomise, small_config
 
+from parity.handmade import IDS, randomise, small_config
 from qvl.checkpoint.folder import load_model
 from qvl.models.qwen2_vl.config import Qwen2VLConfig
 from qvl.models.qwen2_vl.model import Qwen2VL

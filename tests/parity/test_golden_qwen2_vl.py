@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from parity.handmade import relative
 from PIL import Image
 from safetensors.torch import save_file
 
+from parity.handmade import relative
 from qvl.batch import Batch
 from qvl.checkpoint.folder import load_model
 from qvl.inputs.processor import Processor

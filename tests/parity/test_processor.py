@@ -1,4 +1,4 @@
-"""From messages to logits: this package's processor and model against transformers' template, image processor, model."""
+"""Messages to logits: this package's processor and model against transformers' template, image processor, model."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from parity.handmade import randomise, relative
 from PIL import Image
 
+from parity.handmade import randomise, relative
 from qvl.checkpoint.folder import load_model, save_model
 from qvl.checkpoint.hf_settings import PREPROCESSOR_FILE, Preprocessing, preprocessing_json, read_preprocessing
 from qvl.checkpoint.jsonfile import dump
 from qvl.inputs.processor import Processor
 from qvl.layers.decoder import DecoderConfig
-from qvl.models.qwen2_vl.config import Qwen2VLConfig, VisionConfig
 from qvl.media.resize import PixelBudget
+from qvl.models.qwen2_vl.config import Qwen2VLConfig, VisionConfig
 from qvl.models.qwen2_vl.model import Qwen2VL
 from qvl.text.tokenizer import Tokenizer
 

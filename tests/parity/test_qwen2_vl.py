@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from parity.conftest import Pair
-from parity.handmade import batch_of, oracle_inputs, relative, sequence, small_config
 from torch import Tensor
 
+from parity.conftest import Pair
+from parity.handmade import batch_of, oracle_inputs, relative, sequence, small_config
 from qvl.checkpoint.folder import load_model, save_model
 from qvl.inputs.sequence import Sequence
 from qvl.layers.attention import PackedContext
@@ -109,7 +109,7 @@ def test_batch_gives_each_row_what_it_gets_alone(pair: Pair) -> None:
 
 def greedy(model: Qwen2VL, pair: Pair, s: Sequence, count: int) -> list[int]:
     """The slow twin of an engine: the whole sequence again for every token."""
-    for i in range(count):
+    for _ in range(count):
         batch = batch_of([s], pair.config)
         token = int(model(batch, rows=batch.last_rows).argmax())
         s = Sequence(
