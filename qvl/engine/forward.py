@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qvl.batch import Batch
 from qvl.engine.kv_cache import KVCache
@@ -21,10 +21,15 @@ from qvl.layers.attention import AttnContext
 class Model(Protocol):
     """What a model has to offer to be generated from."""
 
-    config: Any
-    """With `text` (a `DecoderConfig`), `max_positions`, `vocab_size`."""
-    embed: torch.nn.Embedding
-    head: torch.nn.Module
+    @property
+    def config(self) -> Any:
+        """With `text` (a `DecoderConfig`), `max_positions`, `vocab_size`."""
+
+    @property
+    def embed(self) -> nn.Embedding: ...
+
+    @property
+    def head(self) -> nn.Module: ...
 
     def see(self, batch: Batch, attn: AttnContext) -> Tensor: ...
 

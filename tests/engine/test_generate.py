@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_vlm import picture, user
@@ -9,6 +12,8 @@ from tiny_vlm import picture, user
 from qvl.batch import Batch
 from qvl.engine.api import Request, Sampling
 from qvl.engine.generate import Engine, Limits
+from qvl.inputs.processor import Processor, ProcessorConfig
+from qvl.models.qwen2_vl.model import Qwen2VL
 
 REQUESTS = [
     Request(user(picture(90, 140), "red circle"), Sampling(max_new_tokens=12)),
@@ -33,7 +38,7 @@ def naive(model, processor, request: Request) -> tuple[list[int], list[float]]:
         following = sequence.next_position + torch.arange(len(ids))
         batch = Batch(
             tokens_T=torch.cat([prompt.tokens_T, torch.tensor(ids, dtype=torch.long)]),
-            positions_RT=torch.cat([prompt.positions_RT, following.expand(3, -1)], dim=1),
+            positions_RT=torch.cat([prompt.positions_RT, following.expand(len(prompt.positions_RT), -1)], dim=1),
             seq_lens=(prompt.seq_lens[0] + len(ids),),
             patches_PC=prompt.patches_PC,
             patch_hw_2P=prompt.patch_hw_2P,
@@ -203,3 +208,15 @@ def test_no_requests_no_replies(engine):
 def test_limits_are_positive():
     with pytest.raises(ValueError, match="max_rows=0"):
         Limits(max_rows=0)
+
+
+def test_models_with_one_rope_axis_and_of_other_dtypes_generate(model, tokenizer):
+    """The 1-D ablation, and bfloat16 (whose cache is bfloat16 too)."""
+    config = replace(model.config, text=replace(model.config.text, rope_sections=()))
+    flat = Qwen2VL(config).eval()
+    flat.load_state_dict(model.state_dict())
+    one_axis = Engine(flat, Processor(tokenizer, ProcessorConfig(rope_axes=1)))
+    reply = one_axis.generate([REQUESTS[0]])[0]
+    assert list(reply.token_ids) == naive(flat, one_axis.processor, REQUESTS[0])[0]
+    short = Engine(deepcopy(model).to(torch.bfloat16), Processor(tokenizer)).generate(REQUESTS[:3])
+    assert [r.usage.completion_tokens for r in short] == [12, 3, 25]
