@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import resource
-import shutil
-from collections import namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,37 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from qvl.checkpoint import folder as folder_module
+from checkpoint.small_model import SHARD, assert_same, files, small
 from qvl.checkpoint.folder import load_model, save_model
 from qvl.checkpoint.hf_settings import GenerationDefaults, read_generation
-from qvl.layers.decoder import DecoderConfig
-from qvl.models.qwen2_vl.config import Qwen2VLConfig, VisionConfig
-from qvl.models.qwen2_vl.model import Qwen2VL
-
-SHARD = 30_000
-"""Bytes: makes several shards of the small model."""
-
-
-def small(tied: bool = False) -> Qwen2VL:
-    config = Qwen2VLConfig(
-        DecoderConfig(48, 2, 3, 1, 16, 40, rope_sections=(2, 3, 3)),
-        VisionConfig(16, 2, 2, 32, patch=2),
-        vocab_size=70,
-        tie_embeddings=tied,
-    )
-    model = Qwen2VL(config)
-    model.init_weights(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.01 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
-    return model
-
-
-def assert_same(a: Qwen2VL, b: Qwen2VL) -> None:
-    assert a.config == b.config
-    for (name, p), (other, q) in zip(a.named_parameters(), b.named_parameters(), strict=True):
-        assert name == other
-        assert torch.equal(p, q), name
 
 
 @pytest.fixture
@@ -66,10 +34,6 @@ def edit(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def files(folder: Path) -> set[str]:
-    return {p.name for p in folder.iterdir()}
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -257,75 +221,3 @@ def test_no_config_and_other_models(saved: Path, tmp_path: Path) -> None:
     (saved / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ValueError, match=r"'llama'.*there are: qwen2_vl"):
         load_model(saved)
-
-
-# Writing: whole or not at all.
-
-
-def test_saving_over_a_folder(tmp_path: Path) -> None:
-    save_model(small(), tmp_path / "m", max_shard_bytes=SHARD)
-    (tmp_path / "m" / "tokenizer.json").write_text("kept")
-    newer = small()
-    with torch.no_grad():
-        newer.embed.weight.add_(1)
-    save_model(newer, tmp_path / "m")
-    assert files(tmp_path / "m") == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
-    assert_same(load_model(tmp_path / "m"), newer)
-    save_model(small(), tmp_path / "m", max_shard_bytes=SHARD)
-    assert_same(load_model(tmp_path / "m"), small())
-
-
-def test_saving_onto_a_file(tmp_path: Path) -> None:
-    (tmp_path / "m").write_text("")
-    with pytest.raises(ValueError, match="it is a file; name a folder"):
-        save_model(small(), tmp_path / "m")
-
-
-@pytest.mark.parametrize("existing", [True, False])
-def test_failing_write_changes_nothing(existing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = tmp_path / "m"
-    if existing:
-        save_model(small(), target)
-    newer = small()
-    with torch.no_grad():
-        newer.embed.weight.add_(1)
-    written = iter(range(100))
-    real = folder_module.write_weights
-
-    def fails_late(*args: object) -> None:
-        real(*args)
-        next(written)
-        raise RuntimeError("power cut")
-
-    monkeypatch.setattr(folder_module, "write_weights", fails_late)
-    with pytest.raises(RuntimeError, match="power cut"):
-        save_model(newer, target, max_shard_bytes=SHARD)
-    assert next(written) == 1
-    assert files(tmp_path) == ({"m"} if existing else set())
-    if existing:
-        assert_same(load_model(target), small())
-
-
-def test_disk_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 1000))
-    with pytest.raises(OSError, match=r"no space left in .*nothing was changed") as caught:
-        save_model(small(), tmp_path / "m")
-    assert caught.value.errno == errno.ENOSPC
-    assert files(tmp_path) == set()
-
-
-@pytest.fixture
-def file_size_limit() -> Iterator[None]:
-    """The operating system refuses files over 20 kB: the nearest thing to a disk that fills up in the middle."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.usefixtures("file_size_limit")
-def test_disk_filling_up(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"could not write .*model.safetensors"):
-        save_model(small(), tmp_path / "m")
-    assert files(tmp_path) == set()

@@ -79,6 +79,7 @@ def test_ids_grids_positions_patches(batch: Batch, expected: dict[str, np.ndarra
     assert (video - torch.from_numpy(expected["video_patches"])).abs().max() < 1e-6  # measured: 0
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_logits(batch: Batch, model: Qwen2VL, fixture: dict[str, Any], expected: dict[str, np.ndarray]) -> None:
     logits = model(batch)
