@@ -94,9 +94,9 @@ def _scores(run: Run) -> str:
         return ""
     result = run.evals[run.counted]
     return f"""<section><h2>Scores on held-out scenes</h2>
-<p class="note">{result["samples"]} questions, each about a scene of its own, greedy answers. A score means something
-only above both floors: the best constant answer per kind of question (chosen on training scenes), and the same model
-asked the same questions with the picture replaced by plain grey.</p>
+<p class="note">{result["samples"]} questions, within a task each about a scene of its own, greedy answers. A score
+means something only above both floors: the best constant answer per kind of question (chosen on training scenes), and
+the same model asked the same questions with the picture replaced by plain grey.</p>
 <ul class="key">{_KEY}</ul>
 {score_table(result, run.summary.get("targets", {}))}
 <h3>By kind of question, language and number of objects</h3>{group_tables(result)}</section>"""

@@ -155,6 +155,12 @@ def test_names_longest_match_and_word_boundaries():
     assert finder.find("A Hot Dog and a dog; two cats, a catalogue.") == ["hot dog", "dog", "cat"]
     assert finder.find("热狗在狗的左边，cat在右边") == ["hot dog", "dog", "cat"]
     assert finder.find("dogs") == []
+    assert NameFinder(["ice", "ice cream", "冰", "冰淇淋"]).find("ice cream, ice, 冰淇淋和冰") == [
+        "ice cream",
+        "ice",
+        "冰淇淋",
+        "冰",
+    ]
     with pytest.raises(ValueError, match="at least one"):
         NameFinder([])
 

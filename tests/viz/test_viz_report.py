@@ -204,6 +204,9 @@ def test_stages_are_in_training_order_and_final_counts(run):
     read = read_run(run)
     assert list(read.evals) == ["early", "late", "final"]
     assert read.counted == "final"
+    shutil.copytree(run / "eval" / "late", run / "eval" / "zero-shot")  # a stage that was not trained here
+    assert list(read_run(run).evals) == ["early", "late", "zero-shot", "final"]
+    shutil.rmtree(run / "eval" / "zero-shot")
     assert [(b.label, b.start, b.end) for b in read.stages] == [("early", 0.0, 8.0), ("late", 8.0, 18.0)]
     words = Page(write_report(run).read_text(encoding="utf-8")).text
     table = words[words.index("After each stage") :]
