@@ -36,8 +36,14 @@ def show(key: str, value: float) -> str:
     return f"{value:.2f}" if key in TOPS else f"{100 * value:.1f}\u00a0%"
 
 
+FEWEST = 5
+"""Below this many items an interval is not shown: resampling three values says nothing about a fourth."""
+
+
 def show_interval(key: str, metric: dict[str, Any]) -> str:
     """ "80.0 – 89.7"."""
+    if metric["n"] < FEWEST:
+        return "too few"
     low, high = metric["ci_low"], metric["ci_high"]
     return f"{low:.2f} – {high:.2f}" if key in TOPS else f"{100 * low:.1f} – {100 * high:.1f}"
 

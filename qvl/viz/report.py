@@ -17,6 +17,7 @@ from qvl.viz.run import Run, read_run
 from qvl.viz.scores import group_tables, method_table, score_table, stage_table, verdict
 from qvl.viz.svg import escape
 from qvl.viz.wall import PICTURES, chosen, outcome, wall
+from qvl.viz.words import readable
 
 _HERE = Path(__file__).parent
 LIMITS = (
@@ -173,7 +174,9 @@ def _method(run: Run) -> str:
     if run.counted:
         result = run.evals[run.counted]
         known = {k: v for k, v in result["config"].items() if k != "tasks"}
-        facts = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in known.items())
+        facts = "".join(
+            f"<div><dt>{escape(k.replace('_', ' '))}</dt><dd>{escape(readable(v))}</dd></div>" for k, v in known.items()
+        )
         parts.append(
             f'<details><summary>How the questions were asked</summary><dl class="facts">{facts}</dl>'
             f'<div class="wide">{method_table(result)}</div></details>'

@@ -10,6 +10,7 @@ from typing import Any
 
 from qvl.viz.numbers import metric_name, show, show_interval, top
 from qvl.viz.svg import escape, number
+from qvl.viz.words import readable, said
 
 Json = dict[str, Any]
 FLOORS = {"constant": "best constant answer", "blind": "same model, picture hidden"}
@@ -154,11 +155,9 @@ def method_table(result: Json) -> str:
     rows = []
     for name, asked in result["config"].get("tasks", {}).items():
         constants = result["tasks"].get(name, {}).get("constants", {})
-        said = "; ".join(f"{group}: “{text}”" for group, text in constants.items()) or "not measured"
-        kinds = ", ".join(f"{kind} {n}" for kind, n in asked["kinds"].items())
-        cells = [asked["first_prompt"], kinds, asked["max_new_tokens"], said]
-        rows.append(
-            f'<tr><th scope="row">{escape(name)}</th>' + "".join(f"<td>{escape(c)}</td>" for c in cells) + "</tr>"
-        )
+        best = "; ".join(f"{escape(group)}: “{said(text)}”" for group, text in constants.items()) or "not measured"
+        kinds, longest = escape(readable(asked["kinds"])), escape(asked["max_new_tokens"])
+        cells = "".join(f"<td>{cell}</td>" for cell in (said(asked["first_prompt"]), kinds, longest, best))
+        rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
     head = "".join(f"<th>{t}</th>" for t in ("Task", "First prompt", "Samples", "Longest answer", "Best constants"))
     return f'<table class="plain method"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'

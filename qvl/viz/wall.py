@@ -5,7 +5,6 @@ Knows: rows of predictions.jsonl. Does not know: how they were scored. Everythin
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,19 +14,17 @@ from qvl.text.grounding import Coordinates, parse_grounding
 from qvl.viz.boxes import Drawn, boxes_svg, data_uri
 from qvl.viz.numbers import metric_name, show
 from qvl.viz.svg import escape
+from qvl.viz.words import said
 
 Json = dict[str, Any]
 Outcome = Literal["right", "partly", "wrong"]
 PICTURES = 48
-LONGEST = 400
-"""Characters of an answer that are shown."""
 
 _LABELS: dict[Outcome, str] = {"right": "✓ right", "partly": "◐ partly right", "wrong": "✗ wrong"}
 _WHOLE = ("exact", "accuracy", "acc@0.5", "grounded_f1", "anls")
 _PART = ("f1", "grounded_f1", "anls", "iou")
 _GRADED = ("cider", "f1", "iou", "grounded_f1", "anls")
 """Values worth a word under one answer; the others are right or wrong."""
-_MARK = re.compile(r"<\|(object_ref|box|quad)_(start|end)\|>")
 
 
 def chosen(predictions: Sequence[Json], most: int = PICTURES) -> list[Json]:
@@ -60,18 +57,18 @@ def wall(rows: Sequence[Json], folder: Path) -> str:
 
 def _card(row: Json, folder: Path) -> str:
     height, width = row["hw"]
-    said: Outcome = outcome(row)
+    found: Outcome = outcome(row)
     alt = "Scene with " + (", ".join(o["label"] for o in row["objects_px"]) or "text")
     overlay = boxes_svg(drawn_boxes(row), (height, width), data_uri(folder / row["picture"]), alt)
     lang = "zh" if row["lang"] == "zh" else "en"
-    words = f'<p class="answer" lang="{lang}" dir="auto"><span class="sr">Answer: </span>{_said(row["prediction"])}</p>'
-    if said != "right":
-        words += f'<p class="truth" lang="{lang}"><span>true:</span> {_said(row["answer"])}</p>'
+    words = f'<p class="answer" lang="{lang}" dir="auto"><span class="sr">Answer: </span>{said(row["prediction"])}</p>'
+    if found != "right":
+        words += f'<p class="truth" lang="{lang}"><span>true:</span> {said(row["answer"])}</p>'
     values = " · ".join(f"{escape(metric_name(k))} {show(k, v)}" for k, v in row["values"].items() if k in _GRADED)
     return (
-        f'<li class="{said}"><figure><div class="picture" style="aspect-ratio:{width}/{height}">{overlay}</div>'
-        f'<figcaption><p class="asked" lang="{lang}">{_said(row["question"].replace("<image>", ""))}</p>{words}'
-        f'<p class="outcome"><b>{_LABELS[said]}</b> <span>{values}</span></p>'
+        f'<li class="{found}"><figure><div class="picture" style="aspect-ratio:{width}/{height}">{overlay}</div>'
+        f'<figcaption><p class="asked" lang="{lang}">{said(row["question"].replace("<image>", ""))}</p>{words}'
+        f'<p class="outcome"><b>{_LABELS[found]}</b> <span>{values}</span></p>'
         f"</figcaption></figure></li>"
     )
 
@@ -87,25 +84,3 @@ def drawn_boxes(row: Json) -> list[Drawn]:
     true = [Drawn(box, "true") for box in row["answer_boxes_px"]]
     predicted = [Drawn(b["xyxy"], "predicted", b["label"].strip()) for b in row["boxes_px"]]
     return [*asked, *true, *predicted]
-
-
-def _said(text: str) -> str:
-    """Escaped words; grounding marks become typography: the label underlined, its box small."""
-    shown = text.strip()
-    shown = shown if len(shown) <= LONGEST else shown[:LONGEST] + " …"
-    parts, at, opened = [], 0, ""
-    for mark in _MARK.finditer(shown):
-        parts.append(escape(shown[at : mark.start()]))
-        kind, edge = mark.groups()
-        tag = "u" if kind == "object_ref" else "small"
-        if edge == "start" and not opened:
-            parts.append(f"<{tag}>")
-            opened = tag
-        elif edge == "end" and opened == tag:
-            parts.append(f"</{tag}>")
-            opened = ""
-        else:
-            parts.append(" ")
-        at = mark.end()
-    parts.append(escape(shown[at:]))
-    return "".join([*parts, f"</{opened}>" if opened else ""]) or '<i class="none">(nothing)</i>'

@@ -14,6 +14,7 @@ from PIL import Image as PIL
 from qvl.viz.report import LIMITS, write_report
 from qvl.viz.run import read_run
 from qvl.viz.wall import chosen, drawn_boxes, outcome
+from qvl.viz.words import readable, said
 
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>\u202e'
 
@@ -198,6 +199,28 @@ def test_report_says_what_was_measured(run):
     for limit in LIMITS:
         assert limit in words
     assert "Times were measured on: cpu: EPYC, cores: 2" in words
+
+
+def test_a_few_items_have_no_interval(run):
+    found = evaluation(0.6)
+    found["tasks"]["vqa"]["metrics"]["accuracy/kind=count"]["n"] = 3
+    (run / "eval" / "final" / "metrics.json").write_text(json.dumps(found))
+    assert re.search(r"kind: count 12\.5\s% too few 3", Page(write_report(run).read_text(encoding="utf-8")).text)
+
+
+def test_settings_are_readable():
+    assert readable({"min": 1, "mean": 22.7368, "max": 120}) == "min 1, mean 22.74, max 120"
+    assert readable([[84, 112], [56, 56]]) == "84 x 112, 56 x 56"
+    assert readable({"text": ["merger", "text"], "on": True, "none": None}) == "text merger, text, on True, none None"
+
+
+def test_marks_become_typography_and_long_words_are_cut():
+    text = "<|object_ref_start|>a <b><|object_ref_end|><|box_start|>(1,2),(3,4)<|box_end|> & more"
+    assert said(text) == "<u>a &lt;b&gt;</u><small>(1,2),(3,4)</small> &amp; more"
+    assert said("<|box_start|>(1,2)") == "<small>(1,2)</small>"  # what a model opens is closed
+    assert said("<|box_end|>x<|object_ref_start|>y<|box_end|>") == " x<u>y </u>"
+    assert said("  ") == '<i class="none">(nothing)</i>'
+    assert said("a" * 1000) == "a" * 900 + " …"
 
 
 def test_stages_are_in_training_order_and_final_counts(run):
