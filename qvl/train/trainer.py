@@ -185,9 +185,17 @@ class Trainer:
             },
         )
 
-    def _seconds_left(self, first: int, default: float) -> float:
+    def _check_same_recipe(self, saved: dict[str, Any]) -> None:
+        names = [s.name for s in self.config.stages]
+        if saved["stages"] != names:
+            raise ValueError(
+                f"{self.folder} holds a run with the stages {saved['stages']}, this recipe has {names}: "
+                "choose another run folder (--run) or delete that one"
+            )
+
+    def _seconds_left(self, first: int) -> float:
         """Seconds planned for stage `first` and those after it (stages counted in steps are unknown: 0)."""
-        return sum((stage_seconds(self.config, i) for i in range(first, len(self.config.stages))), start=default)
+        return sum(stage_seconds(self.config, i) for i in range(first, len(self.config.stages)))
 
 
 def stage_seconds(config: TrainConfig, index: int) -> float:
