@@ -1,7 +1,7 @@
 """Pictures per second and core from decoded picture to normalised patch rows, against transformers' processors.
 
-    python bench/preprocess.py                 # everything, about four minutes
-    python bench/preprocess.py --quick         # small pictures only
+    python -m bench.preprocess                 # everything, about four minutes
+    python -m bench.preprocess --quick         # small pictures only
 
 Both sides get the same decoded `PIL.Image` objects and the official pixel bounds (4 to 16,384 tokens); decoding is
 timed apart. One thread each, and milliseconds of processor time, not of the clock on the wall: "per core" means that,
@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 from bench.record import record
-from qvl.media.load import load_images
+from qvl.media.load import Resize, load_images
 from qvl.media.resize import Geometry, PixelBudget, resize_exact, resize_fast, smart_resize
 
 GEOMETRY, BUDGET = Geometry(), PixelBudget()
@@ -84,17 +84,17 @@ def sides() -> dict[str, Callable[[list[Image.Image]], object]]:
     bounds = {"min_pixels": BUDGET.min_pixels, "max_pixels": BUDGET.max_pixels}
     pil = Qwen2VLImageProcessorPil(**bounds)
 
-    def ours(pictures: list[Image.Image], resize: str) -> torch.Tensor:
+    def ours(pictures: list[Image.Image], resize: Resize) -> torch.Tensor:
         requests = [Request(picture) for picture in pictures]
         return load_images(requests, geometry=GEOMETRY, budget=BUDGET, resize=resize)[0]
 
-    found = {
+    found: dict[str, Callable[[list[Image.Image]], object]] = {
         "hf_pil": lambda pictures: pil(pictures, return_tensors="pt")["pixel_values"],
         "exact": lambda pictures: ours(pictures, "exact"),
         "fast": lambda pictures: ours(pictures, "fast"),
     }
     try:
-        import torchvision  # noqa: F401
+        import torchvision  # noqa: F401  # pyrefly: ignore
         from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
     except ImportError:
         print("torchvision is not importable beside this torch: its processor is left out")
@@ -152,7 +152,7 @@ def fidelity() -> dict[str, object]:
         picture = Image.fromarray(pixels)
         for most in (12845056, 200_704, 50_176):
             hw = smart_resize(*pixels.shape[:2], max_pixels=most)
-            for target in (hw, tuple(2 * side for side in hw) if most == 50_176 else hw):
+            for target in {hw, (2 * hw[0], 2 * hw[1]) if most == 50_176 else hw}:
                 difference = np.abs(resize_exact(picture, target).astype(int) - resize_fast(picture, target))
                 means.append(float(difference.mean()))
                 largest = max(largest, int(difference.max()))

@@ -96,7 +96,7 @@ def scan_clip(source: Any, *, max_source_pixels: int = MAX_SOURCE_PIXELS) -> Cli
                 f"max_source_pixels={max_source_pixels:,}; scale the video down, or pass a larger max_source_pixels"
             )
         times, keyframes = _packet_times(container, stream, name)
-        if not times or 0 in hw:
+        if not times or 0 in hw or stream.time_base is None:
             raise ValueError(f"{name} has a video stream but no frames")
         _refuse_truncated(container, stream, times, name)
         if container.format.name == "mpeg":

@@ -16,7 +16,9 @@ from qvl.media.clock import Clock
 from qvl.media.image import view_image
 
 
-def listed_frames(source: Sequence[Any], fps: float, max_source_pixels: int) -> Iterator[tuple[float, np.ndarray]]:
+def listed_frames(
+    source: Sequence[Any] | np.ndarray, fps: float, max_source_pixels: int
+) -> Iterator[tuple[float, np.ndarray]]:
     """Yields (seconds, uint8 [H, W, 3]); all frames as large as the first."""
     if len(source) == 0:
         raise ValueError("a video needs at least one frame, got an empty list")
@@ -25,7 +27,9 @@ def listed_frames(source: Sequence[Any], fps: float, max_source_pixels: int) -> 
     return _open_listed(source, fps, max_source_pixels)
 
 
-def _open_listed(source: Sequence[Any], fps: float, max_source_pixels: int) -> Iterator[tuple[float, np.ndarray]]:
+def _open_listed(
+    source: Sequence[Any] | np.ndarray, fps: float, max_source_pixels: int
+) -> Iterator[tuple[float, np.ndarray]]:
     first_hw = None
     for index, frame in enumerate(source):
         pixels = np.asarray(view_image(frame, max_source_pixels=max_source_pixels))

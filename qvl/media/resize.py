@@ -158,7 +158,7 @@ def resize_exact(picture: Image.Image, hw: tuple[int, int]) -> np.ndarray:
 def resize_fast(picture: Image.Image | np.ndarray, hw: tuple[int, int]) -> np.ndarray:
     """uint8 [height, width, 3] by torch's antialiased bicubic on uint8: about three times as fast as `resize_exact`.
 
-    On photographs the two differ by 0.013 grey levels in the mean (bench/RESULTS.md, preprocess-fidelity), at most by
+    On photographs the two differ by 0.010 grey levels in the mean (bench/RESULTS.md, preprocess-fidelity), at most by
     2, except where Pillow (since 13) resizes the height before the width: there the rounding between the two passes
     falls differently, up to 8 levels in one value of 7,000.
     """
