@@ -55,11 +55,13 @@ test-all: check test  ## check and every test
 demo: $(STAMP)  ## train, measure and report (MINUTES=15 RUN=runs/demo); started again it goes on
 	$(BIN)/python -m qvl demo --minutes $(MINUTES) --run $(RUN)
 
-bench: $(STAMP)  ## speed against transformers; writes bench/results
-	@set -e; for script in bench/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+BENCHES := $(filter-out record readme_numbers,$(basename $(notdir $(wildcard bench/*.py))))
+
+bench: $(STAMP)  ## measure every claim; rows go to bench/results, tables to bench/RESULTS.md
+	@set -e; for name in $(BENCHES); do echo "== bench.$$name"; $(BIN)/python -m bench.$$name; done
 
 docs: $(STAMP)  ## write measured numbers into README.md
-	$(BIN)/python bench/readme_numbers.py
+	$(BIN)/python -m bench.readme_numbers --run $(RUN)
 
 clean:  ## remove caches and builds (not .venv, not runs)
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

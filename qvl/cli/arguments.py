@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import inspect
 import re
+import types
 from argparse import SUPPRESS, Action, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import docstring_parser
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 
@@ -25,29 +27,21 @@ class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
 def parse(name: str, example: str, function: Callable[..., Any], given: Sequence[str]) -> dict[str, Any] | None:
     """The keyword arguments that `given` asks for, typed by the function's annotations; None after printing help.
 
-    Keyword-only parameters are options, the others are given by place. `image_size` is `--image-size`; an option
-    that takes a list can be repeated.
+    Parameters without a default are given by place if they are positional, else as options. `image_size` is
+    `--image-size`; an option that takes a list of texts can be repeated.
 
     Raises:
         ValueError: an unknown or missing option, or a value of the wrong type.
     """
-    parser = ArgumentParser(
-        prog=f"qvl {name}",
-        usage=SUPPRESS,
-        description=f"  {example}\n\n{_about(function)}",
-        formatter_class=_HelpFormatter,
-        exit_on_error=False,
-    )
-    parameters = inspect.signature(function).parameters.values()
-    parser.add_function_arguments(function, as_positional=any(p.kind is not p.KEYWORD_ONLY for p in parameters))
+    parser = _parser(name, example, function)
     if {"-h", "--help"} & set(given):
-        print(_help(parser, function))
+        print(parser.format_help().rstrip())
         return None
-    lists = {p.name for p in parameters if str(p.annotation).startswith("list")}
     try:
-        return vars(parser.instantiate(parser.parse_args([_spelling(word, lists) for word in given])))
+        found = parser.instantiate(parser.parse_args(list(given)))
     except ArgumentError as error:
         raise ValueError(f"{one_message(error)} (see `qvl {name} --help`)") from error
+    return {parameter: found[parameter] for parameter in inspect.signature(function).parameters}
 
 
 def one_message(error: ArgumentError) -> str:
@@ -60,22 +54,36 @@ def one_message(error: ArgumentError) -> str:
     return text.replace(". Got value:", ", got").strip()
 
 
-def _spelling(word: str, lists: set[str]) -> str:
-    """`--image-size=8x8` -> `--image_size=8x8`; `--set` -> `--set+`, which adds to what was given before."""
-    if not word.startswith("--"):
-        return word
-    option, equals, value = word.partition("=")
-    option = "--" + option[2:].replace("-", "_")
-    return f"{option}+{equals}{value}" if option[2:] in lists else f"{option}{equals}{value}"
+def _parser(name: str, example: str, function: Callable[..., Any]) -> ArgumentParser:
+    # Types are resolved here: the library would also import what a module imports for type checkers only.
+    hints = get_type_hints(function)
+    told = docstring_parser.parse(function.__doc__ or "")
+    parser = ArgumentParser(
+        prog=f"qvl {name}",
+        usage=SUPPRESS,
+        description=f"  {example}\n\n{told.description or ''}",
+        formatter_class=_HelpFormatter,
+        exit_on_error=False,
+    )
+    helps = {param.arg_name: " ".join((param.description or "").split()) for param in told.params}
+    for parameter in inspect.signature(function).parameters.values():
+        option = "--" + parameter.name.replace("_", "-")
+        kind = _without_none(hints[parameter.name])
+        about: dict[str, Any] = {"help": helps.get(parameter.name, "").replace("%", "%%")}
+        if kind == list[str]:
+            parser.add_argument(option, action="append", default=[], metavar="KEY=VALUE", **about)
+        elif parameter.default is not parameter.empty:
+            parser.add_argument(option, type=kind, default=parameter.default, **about)
+        elif parameter.kind is parameter.KEYWORD_ONLY:
+            parser.add_argument(option, type=kind, required=True, **about)
+        else:
+            parser.add_argument(parameter.name, type=kind, **about)
+    return parser
 
 
-def _help(parser: ArgumentParser, function: Callable[..., Any]) -> str:
-    text = re.sub(r"--[a-z_]+", lambda match: match[0].replace("_", "-"), parser.format_help())
-    text = re.sub(r"( --[a-z-]+) \[ITEM,\.\.\.\], --[a-z-]+\+ \[ITEM,\.\.\.\]", r"\1 KEY=VALUE", text)
-    title = _about(function).partition("\n")[0].rstrip(".")
-    return text.replace(f"\n{title}:\n", "\n").rstrip()
-
-
-def _about(function: Callable[..., Any]) -> str:
-    """The docstring up to its sections."""
-    return inspect.cleandoc(function.__doc__ or "").partition("\nArgs:")[0].partition("\nRaises:")[0].strip()
+def _without_none(hint: Any) -> Any:
+    """`float | None` -> `float`: an option that is not given is None anyway, and messages stay short."""
+    if get_origin(hint) in (Union, types.UnionType):
+        others = [kind for kind in get_args(hint) if kind is not types.NoneType]
+        return others[0] if len(others) == 1 else Union[tuple(others)]  # noqa: UP007  built at run time
+    return hint

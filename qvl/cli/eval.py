@@ -26,7 +26,8 @@ def evaluate_model(
         floors: measure the best constant answer and the model without the picture too.
         recipe: where the world is described (default: config.yaml of the run that the model lies in, else the
             default world, asked in plain questions).
-        out: folder for metrics.json and predictions.jsonl (default: eval/SPLIT in that run, else runs/eval).
+        out: folder for metrics.json and predictions.jsonl (default: measured/SPLIT in that run, else in
+            runs/measured).
         device: cpu, cuda, cuda:1 ...
         dtype: of the weights while computing.
     """
@@ -39,7 +40,9 @@ def evaluate_model(
     described = recipe or (of_run if of_run.is_file() else None)
     world = read_recipe(described).stages[-1].world if described else WorldConfig(style="chat")
     if out is None:
-        out = of_run.parent / "eval" / split if of_run.is_file() else Path("runs/eval") / Path(model).name / split
+        out = (
+            of_run.parent / "measured" / split if of_run.is_file() else Path("runs/measured") / Path(model).name / split
+        )
     vlm = qvl.load(model, device=device, dtype=dtype)
     stamp = {"model": model, "world": str(described or "default"), "device": device, "dtype": dtype}
     result = measure(vlm.engine, world, split, samples, out, floors=floors, stamp=stamp)

@@ -59,20 +59,22 @@ def _find(name: str) -> tuple[Qwen2VLConfig, Preprocessing]:
 
 
 def _facts(name: str, config: Qwen2VLConfig):
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     text, vision = config.text, config.vision
-    table = Table(title=name, title_justify="left")
+    table = Table(title=name, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     table.add_column("vision tower", justify="right")
     table.add_column("language model", justify="right")
     table.add_row("layers", str(vision.layers), str(text.layers))
     table.add_row("width", str(vision.width), str(text.width))
-    heads = f"{text.heads} x {text.head_size} ({text.kv_heads} for keys and values)"
+    heads = f"{text.heads} x {text.head_size}, {text.kv_heads} of keys"
     table.add_row("heads", f"{vision.heads} x {vision.width // vision.heads}", heads)
     table.add_row("feed-forward", str(vision.mlp_hidden), str(text.mlp_hidden))
-    rope = f"theta {text.rope_theta:g}, sections {text.rope_sections}" if text.rope_sections else "one axis"
-    table.add_row("rotary positions", f"rows and columns, theta {vision.rope_theta:g}", rope)
+    table.add_row("rotary theta", f"{vision.rope_theta:g}", f"{text.rope_theta:g}")
+    axes = " + ".join(map(str, text.rope_sections)) if text.rope_sections else "one axis"
+    table.add_row("rotary frequencies", "row, column", axes)
     table.add_row("vocabulary", "", f"{config.vocab_size:,}{', head tied' if config.tie_embeddings else ''}")
     table.add_row("positions", "", f"{config.max_positions:,}")
     return table
@@ -93,18 +95,20 @@ def parts(model: nn.Module) -> dict[str, int]:
 
 
 def _parameters(model: nn.Module):
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title="Parameters", title_justify="left")
+    table = Table(title="Parameters", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for column in ("part", "parameters", "bfloat16", "float32"):
         table.add_column(column, justify="left" if column == "part" else "right")
     sizes = parts(model)
     for part, size in [*sizes.items(), ("total", sum(sizes.values()))]:
-        table.add_row(part, f"{size:,}", _gib(2 * size), _gib(4 * size), style="bold" if part == "total" else "")
+        table.add_row(part, f"{size:,}", _size(2 * size), _size(4 * size), style="bold" if part == "total" else "")
     return table
 
 
 def _picture(config: Qwen2VLConfig, preprocessing: Preprocessing, hw: tuple[int, int]):
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from qvl.media.resize import smart_resize
@@ -114,16 +118,24 @@ def _picture(config: Qwen2VLConfig, preprocessing: Preprocessing, hw: tuple[int,
     patches = (height // geometry.patch) * (width // geometry.patch)
     tokens = patches // geometry.merge**2 + 2
     cache = 2 * config.text.layers * config.text.kv_heads * config.text.head_size * 2 * tokens
-    table = Table(title=f"A picture of {hw[1]} x {hw[0]} (width x height)", title_justify="left", show_header=False)
+    table = Table(
+        title=f"A picture of {hw[1]} x {hw[0]} (width x height)",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        show_header=False,
+    )
     table.add_column("")
     table.add_column("", justify="right")
     table.add_row("becomes", f"{width} x {height}")
     table.add_row("patches", f"{height // geometry.patch} rows x {width // geometry.patch} = {patches:,}")
     table.add_row("tokens", f"{tokens:,} (with its two marks)")
-    table.add_row("keys and values in bfloat16", _gib(cache))
+    table.add_row("keys and values in bfloat16", _size(cache))
     table.add_row("share of the positions", f"{100 * tokens / config.max_positions:.1f} %")
     return table
 
 
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**28 else f"{size / 2**20:.1f} MiB"
+def _size(count: float) -> str:
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20)):
+        if count >= scale / 4:
+            return f"{count / scale:.2f} {unit}"
+    return f"{count / 2**10:.1f} KiB"

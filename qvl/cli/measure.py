@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -22,6 +23,7 @@ from qvl.engine.api import Generator
 from qvl.evals.runner import EvalResult, evaluate
 from qvl.evals.tasks.base import Format, Task
 from qvl.evals.tasks.world import world_samples, world_suite
+from qvl.viz.numbers import metric_name, show, show_interval
 
 FLOOR_SAMPLES = 100
 """Training scenes per kind of question on which the best constant answers are chosen."""
@@ -56,16 +58,20 @@ def measure(
         _samples(place, split, per_task, suite),
         out_dir,
         chat_format=chat_format,
-        floor_samples=world_samples(place, "train", FLOOR_SAMPLES, suite) if floors else (),
+        floor_samples=world_samples(place, "train", FLOOR_SAMPLES) if floors else (),
         blind_floor=floors,
         stamp={**(stamp or {}), "split": split, "per_task": per_task},
     )
 
 
 def _samples(world: World, split: Split, per_task: int, suite: tuple[Task, ...]) -> list[Sample]:
-    found = []
+    """Of every task, the kinds of question that the world's config gives a weight."""
+    asked = {kind for kind, weight in world.config.tasks.items() if weight > 0}
+    found: list[Sample] = []
     for task in suite:
-        found += world_samples(world, split, math.ceil(per_task / len(task.kinds)), (task,))
+        kinds = sorted(task.kinds & asked)
+        if kinds:
+            found += world_samples(world, split, math.ceil(per_task / len(kinds)), kinds)
     return found
 
 
@@ -73,26 +79,22 @@ def print_scores(folder: Path, targets: Mapping[str, float], title: str) -> None
     """A table on stdout from the evaluation in `folder`: headline metrics beside floors and, where given, targets."""
     tasks = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["tasks"]
     floors = [name for name in ("constant", "blind") if any(name in task["floors"] for task in tasks.values())]
-    table = Table(title=title, title_justify="left")
-    table.add_column("task")
-    table.add_column("metric")
-    for name in ("score", "95 %", *(f"{name} floor" for name in floors), *(["target"] if targets else [])):
-        table.add_column(name, justify="right")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("held-out task")
+    for name in ("score", "95 %", *floors, *(["target"] if targets else [])):
+        table.add_column(name, justify="right", no_wrap=True)
     for name, task in tasks.items():
         wanted = [task["headline"], *(key.split("/")[1] for key in targets if key.startswith(f"{name}/"))]
         for key in dict.fromkeys(wanted):
             metric = task["metrics"][key]
-            cells = [f"{metric['value']:.3f}", f"{metric['ci_low']:.3f} to {metric['ci_high']:.3f}"]
-            cells += [_value(task["floors"].get(floor, {}).get(key)) for floor in floors]
-            if targets:
-                cells.append(_against(targets.get(f"{name}/{key}"), metric["value"]))
-            table.add_row(task["title"], key, *cells)
+            cells = [show(key, metric["value"]), show_interval(key, metric)]
+            for floor in floors:
+                found = task["floors"].get(floor, {}).get(key)
+                cells.append(show(key, found["value"]) if found else "")
+            target = targets.get(f"{name}/{key}")
+            if target is not None:
+                cells.append(f"{show(key, target)} {'✓' if metric['value'] >= target else '✗'}")
+            table.add_row(f"{task['title']}: {metric_name(key)}", *cells)
     Console().print(table)
-
-
-def _value(metric: Mapping[str, float] | None) -> str:
-    return f"{metric['value']:.3f}" if metric else ""
-
-
-def _against(target: float | None, value: float) -> str:
-    return "" if target is None else f"{target:.2f} {'✓' if value >= target else '✗'}"
+    if floors:
+        print("constant: the best answer that never looks; blind: the same model with the picture hidden")

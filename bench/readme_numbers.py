@@ -1,0 +1,154 @@
+"""Writes measured numbers between the markers of README.md, so that none is typed by hand.
+
+    python -m bench.readme_numbers [--run runs/demo]
+
+Knows: `<!-- numbers:NAME -->` ... `<!-- /numbers:NAME -->`; `demo` comes from docs/numbers/demo.json, which is made
+anew from the run's folder if there is a finished one; every other name from the newest rows of
+bench/results/NAME.jsonl. Does not know: how anything was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.record import rows_of
+from qvl.viz.numbers import clock, count, metric_name, show, show_interval
+from qvl.viz.run import FINAL, read_run
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+DEMO = ROOT / "docs" / "numbers" / "demo.json"
+_MARKED = re.compile(r"(<!-- numbers:([\w-]+) -->\n).*?(<!-- /numbers:\2 -->)", re.DOTALL)
+_ABOUT_THE_MACHINE = ("date", "machine", "threads", "torch")
+
+Json = dict[str, Any]
+
+
+def fill(text: str, demo: Json | None) -> str:
+    """README text with every marked section made anew."""
+
+    def section(match: re.Match[str]) -> str:
+        name = match[2]
+        body = demo_section(demo) if name == "demo" else bench_section(name)
+        return f"{match[1]}{body}\n{match[3]}"
+
+    return _MARKED.sub(section, text)
+
+
+def collect(run_dir: Path) -> Json:
+    """What the README says of a run.
+
+    Raises:
+        FileNotFoundError: no such run, or it has no final evaluation.
+    """
+    run = read_run(run_dir)
+    if FINAL not in run.evals:
+        raise FileNotFoundError(f"{run_dir} has no final evaluation; let `make demo` finish first")
+    stages = {stage: _headlines(result) for stage, result in run.evals.items() if stage != FINAL}
+    final = run.evals[FINAL]
+    tasks = {
+        name: {
+            "title": task["title"],
+            "metrics": {key: value for key, value in task["metrics"].items() if "/" not in key},
+            "floors": {
+                floor: {key: value for key, value in found.items() if "/" not in key}
+                for floor, found in task["floors"].items()
+            },
+        }
+        for name, task in final["tasks"].items()
+    }
+    return {"summary": run.summary, "questions": final["samples"], "tasks": tasks, "stages": stages}
+
+
+def _headlines(result: Json) -> Json:
+    return {
+        name: {"title": task["title"], "key": task["headline"], "value": task["metrics"][task["headline"]]["value"]}
+        for name, task in result["tasks"].items()
+    }
+
+
+def demo_section(demo: Json | None) -> str:
+    if demo is None:
+        return "Not measured yet: run `make demo`, then `make docs`."
+    known, targets = demo["summary"], demo["summary"]["targets"]
+    rows = []
+    for name, task in demo["tasks"].items():
+        for key, metric in task["metrics"].items():
+            cells = [show(key, metric["value"]), show_interval(key, metric)]
+            for floor in ("constant", "blind"):
+                found = task["floors"].get(floor, {}).get(key)
+                cells.append(show(key, found["value"]) if found else "")
+            target = targets.get(f"{name}/{key}")
+            cells.append("" if target is None else show(key, target))
+            rows.append([f"{task['title']}: {metric_name(key)}", *cells])
+    hardware = ", ".join(f"{key} {value}" for key, value in known["hardware"].items())
+    lead = (
+        f"{clock(known['seconds'])} of training, {count(sum(known['parameters'].values()))} parameters, seed "
+        f"{known['seed']}, {demo['questions']} questions about held-out scenes; {hardware}; {known['date']}."
+    )
+    head = ["", "score", "95 % interval", "best constant answer", "same model, picture hidden", "target"]
+    return f"{lead}\n\n{table(head, rows)}\n\n{_stages(demo['stages'])}".rstrip()
+
+
+def _stages(stages: Mapping[str, Json]) -> str:
+    if not stages:
+        return ""
+    tasks = {name: task for result in stages.values() for name, task in result.items()}
+    rows = [
+        [f"{task['title']}: {metric_name(task['key'])}"]
+        + [show(task["key"], result[name]["value"]) if name in result else "" for result in stages.values()]
+        for name, task in tasks.items()
+    ]
+    return "After each stage, on other held-out scenes:\n\n" + table(["", *stages], rows)
+
+
+def bench_section(name: str) -> str:
+    rows = rows_of(name)
+    if not rows:
+        return f"Not measured yet: run `make bench`, then `make docs` (section `{name}`)."
+    # Rows of other builds of torch are kept for comparison; the README shows the one that is installed by default.
+    pinned = [row for row in rows if str(row["torch"]).startswith(_pinned_torch())] or rows
+    last = pinned[-1]
+    newest = list({row.get("case"): row for row in pinned if row["machine"] == last["machine"]}.values())
+    columns = list(dict.fromkeys(key for row in newest for key in row if key not in _ABOUT_THE_MACHINE))
+    lines = [[_cell(row.get(column, "")) for column in columns] for row in newest]
+    where = f"{last['machine']}, threads {last['threads']}, torch {last['torch']}, {last['date']}."
+    return f"{where}\n\n{table(columns, lines)}"
+
+
+def _pinned_torch() -> str:
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return next(line.partition("==")[2] for line in pins if line.startswith("torch=="))
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; the first column names the row."""
+    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=ROOT / "runs" / "demo")
+    run = parser.parse_args().run
+    if (run / "eval" / FINAL / "metrics.json").is_file():
+        DEMO.parent.mkdir(parents=True, exist_ok=True)
+        DEMO.write_text(json.dumps(collect(run), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"{DEMO.relative_to(ROOT)} from {run}")
+    demo = json.loads(DEMO.read_text(encoding="utf-8")) if DEMO.is_file() else None
+    text = README.read_text(encoding="utf-8")
+    README.write_text(fill(text, demo), encoding="utf-8")
+    print("README.md: " + ", ".join(match[2] for match in _MARKED.finditer(text)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Recipes: every way to get one wrong, settings from the command line, writing and reading back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qvl.cli.recipe import differences, read_recipe, recipe_text
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+def test_shipped_recipes_are_right(path: Path) -> None:
+    config = read_recipe(path)
+    assert config.run
+    assert all(stage.trains for stage in config.stages)
+
+
+def test_values_are_typed(recipe: Path) -> None:
+    config = read_recipe(recipe)
+    words, chat = config.stages
+    assert words.trains == ("text",)
+    assert chat.optim.lr == 1e-3, "YAML reads 1e-3 as a text"
+    assert chat.world.tasks == {"caption": 1.0, "what": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("stages.chat.optim.lrr=1", "unknown key 'stages.1.optim.lrr'; did you mean 'lr'?"),
+        ("stages.chat.world.turnz=1", "unknown key 'stages.1.world.turnz'; did you mean 'turns'?"),
+        ("modell=tiny", "unknown key 'modell'; did you mean 'model'?"),
+        ("zzz=1", "unknown key 'zzz'; known are: run, stages"),
+        ("stages.chta.steps=1", "no 'stages.chta'; known are: words, chat"),
+        ("stages.7.steps=1", "no 'stages.7'"),
+        ("minutes=soon", "minutes: expected float, got soon"),
+        ("stages.0.trains=[foo]", "stages.0: trains: expected 'vision', 'merger', 'text', got foo"),
+        ("stages.1.world.tasks={what: many}", "stages.1: world.tasks: expected float, got many"),
+        ("stages.0.world.turns=0", "stages.0: turns must be at least 1, got 0"),
+        ("stages.0=5", "stages.0 must hold keys and values, got 5"),
+        ("stages=[]", "stages is empty"),
+        ("stages.0.name=chat", "give each a name of its own"),
+        ("stages.0.name=final", "give each a name of its own, other than 'final'"),
+        ("model.size=1", "model is a single value"),
+        ("minutes", "--set takes KEY=VALUE"),
+    ],
+)
+def test_a_wrong_value_names_the_key(recipe: Path, setting: str, said: str) -> None:
+    with pytest.raises(ValueError) as error:
+        read_recipe(recipe, settings=[setting])
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(("text", "said"), [("a: [", "is not YAML"), ("- 1", "keys and values"), ("", "NoneType")])
+def test_a_file_that_is_no_recipe(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=said):
+        read_recipe(path)
+
+
+def test_settings_change_one_place_only(recipe: Path) -> None:
+    text = recipe.read_text().replace("optim: {lr: 1e-3}", "optim: &shared {lr: 1e-3}")
+    recipe.write_text(f"{text}  - {{name: more, trains: [text], share: 1, optim: *shared}}\n")
+    config = read_recipe(recipe, {"minutes": 3, "seed": None}, ["stages.chat.optim.lr=1e-4", "stages.0.steps=9"])
+    assert [stage.optim.lr for stage in config.stages] == [1e-3, 1e-4, 1e-3]
+    assert (config.minutes, config.seed, config.stages[0].steps) == (3.0, 0, 9)
+
+
+def test_written_recipes_read_back(tmp_path: Path, recipe: Path) -> None:
+    config = read_recipe(recipe)
+    again = tmp_path / "again.yaml"
+    again.write_text(recipe_text(config), encoding="utf-8")
+    assert read_recipe(again) == config
+
+
+def test_differences_name_keys_and_values(recipe: Path) -> None:
+    config = read_recipe(recipe)
+    other = read_recipe(recipe, {"minutes": 3}, ["stages.chat.optim.lr=0.5"])
+    assert differences(config, config) == []
+    assert differences(config, other, ["minutes"]) == ["stages.1.optim.lr: 0.001 -> 0.5"]
+    assert len(differences(config, other)) == 2

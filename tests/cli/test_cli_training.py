@@ -1,0 +1,84 @@
+"""Runs put together: whose folder it is, and the whole way from a recipe to a report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import qvl
+from qvl.cli.main import USER_ERROR, main
+from qvl.cli.recipe import read_recipe
+from qvl.cli.training import claim
+
+
+def test_a_folder_belongs_to_one_recipe(recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    claim(read_recipe(recipe), folder)
+    claim(read_recipe(recipe, {"seed": 3}), folder)  # nothing was saved yet
+    (folder / "checkpoint").mkdir()
+    claim(read_recipe(recipe, {"seed": 3, "minutes": 2, "threads": 2}), folder)
+    with pytest.raises(ValueError, match=r"another recipe \(seed: 3 -> 4\)"):
+        claim(read_recipe(recipe, {"seed": 4}), folder)
+    (folder / "model").mkdir()
+    with pytest.raises(ValueError, match=r"minutes: 2.0 -> 9.0"):
+        claim(read_recipe(recipe, {"seed": 3, "minutes": 9}), folder)
+
+
+def test_a_start_that_saved_nothing_leaves_no_log(recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("{}\n")
+    claim(read_recipe(recipe), folder)
+    assert not (folder / "metrics.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_demo_from_nothing_to_report_and_again(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "run"
+    arguments = ["demo", "--config", str(recipe)]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "Captions" in shown
+    assert "Naming" in shown
+    assert f"qvl chat --model {folder / 'model'}" in shown.replace("\n", "")
+    assert (folder / "report.html").stat().st_size > 10_000
+    assert sorted(p.name for p in (folder / "eval").iterdir()) == ["chat", "final"]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["parameters"].keys() == {"vision", "merger", "text"}
+
+    stamps = {p: p.stat().st_mtime_ns for p in (folder / "eval" / "final").iterdir()}
+    steps = (folder / "metrics.jsonl").read_text()
+    assert main(arguments) == 0
+    assert (folder / "metrics.jsonl").read_text() == steps, "a finished run is not trained again"
+    assert {p: p.stat().st_mtime_ns for p in (folder / "eval" / "final").iterdir()} == stamps, "nor measured again"
+    assert main([*arguments, "--seed", "1"]) == USER_ERROR
+    assert "seed: 0 -> 1" in capsys.readouterr().err
+
+    assert main(["eval", "--model", str(folder / "model"), "--samples", "2", "--split", "dev"]) == 0
+    assert "4 questions of dev" in capsys.readouterr().out
+    assert (folder / "measured" / "dev" / "predictions.jsonl").read_text().count("\n") == 4
+    assert qvl.load(folder / "model").chat([{"role": "user", "content": "hello"}], max_new_tokens=2).token_ids
+
+
+@pytest.mark.slow
+def test_samples_are_shown_with_what_is_learned(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page"
+    assert main(["data", "show", "--config", str(recipe), "--count", "2", "--out", str(out)]) == 0
+    page = (out / "samples.html").read_text(encoding="utf-8")
+    assert page.count("<article>") == 4
+    assert "data:image/png;base64," in page
+    assert "<mark" in page
+    assert "&lt;|im_start|&gt;assistant" in page, "the chat stage is shown as it is trained"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [(["--stage", "nope"], "there are: words, chat"), (["--count", "0"], "count must be at least")]
+)
+def test_data_show_refuses(recipe: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "show", "--config", str(recipe), *options]) == USER_ERROR
+    assert said in capsys.readouterr().err
