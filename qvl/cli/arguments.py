@@ -5,7 +5,9 @@ Knows: jsonargparse, and how its words become plain ones. Does not know: verbs.
 
 from __future__ import annotations
 
+import functools
 import inspect
+import operator
 import re
 import types
 from argparse import SUPPRESS, Action, ArgumentError, RawDescriptionHelpFormatter
@@ -84,6 +86,5 @@ def _parser(name: str, example: str, function: Callable[..., Any]) -> ArgumentPa
 def _without_none(hint: Any) -> Any:
     """`float | None` -> `float`: an option that is not given is None anyway, and messages stay short."""
     if get_origin(hint) in (Union, types.UnionType):
-        others = [kind for kind in get_args(hint) if kind is not types.NoneType]
-        return others[0] if len(others) == 1 else Union[tuple(others)]  # noqa: UP007  built at run time
+        return functools.reduce(operator.or_, (kind for kind in get_args(hint) if kind is not types.NoneType))
     return hint

@@ -82,7 +82,7 @@ def _parse_message(message: Mapping[str, Any], index: int) -> Message:
     where = f"message {index}"
     if not isinstance(message, Mapping):
         raise ValueError(f"{where} must be an object with 'role' and 'content', not {type(message).__name__}")
-    role = message.get("role")
+    role: Any = message.get("role")
     if role not in get_args(Role):
         raise ValueError(f"{where} has role {role!r}; allowed: {', '.join(get_args(Role))}")
     unknown = set(message) - {"role", "content"}
