@@ -172,7 +172,7 @@ def run(case: str, options: argparse.Namespace) -> dict[str, Any]:
             side.losses.append(side.step(samples))
             if i >= WARM_UP:
                 side.seconds.append(clock() - begin)
-    lens = [len(s.tokens_T) for s in samples]
+    lens = [len(sample(rng, config, n).tokens_T) for n in LENGTHS[case]]
     row: dict[str, Any] = {
         "case": f"{case}, vocab {options.vocab}, {options.precision}",
         "real / padded tokens": f"{sum(lens)} / {max(lens) * len(lens)}",

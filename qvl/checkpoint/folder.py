@@ -52,6 +52,7 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu", dtype: t
         config = replace(config, tie_embeddings=True)
     with torch.device("meta"):
         model = kind.module(config)
+    assert isinstance(model, Qwen2VL)
     entries = kind.entries(model)
     if config.tie_embeddings:
         _check_tied_head(stored, kind, folder)
