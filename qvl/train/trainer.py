@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, final
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qvl.data.loader import background
 from qvl.data.packing import Pack, PackLimits, SampleSource, packs
@@ -23,7 +22,7 @@ from qvl.train.clock import StageClock
 from qvl.train.config import StageConfig, TrainConfig
 from qvl.train.interrupt import Stopped, stop_on_signals
 from qvl.train.log import RunLog
-from qvl.train.loss import token_losses
+from qvl.train.objectives import OBJECTIVES, Objective
 from qvl.train.optim import Optimizers, freeze
 from qvl.train.state import load_state, rng_state, save_state, set_rng_state
 
@@ -99,6 +98,7 @@ class Trainer:
             clock.resume(saved["step"], saved["stage_elapsed"])
             next_index = saved["next_index"]
             set_rng_state(saved["rng"])
+        objective = OBJECTIVES[stage.objective]
         source = self.source(stage)
         pack_stream = self._packs(stage, source, next_index)
         last_save = time.perf_counter()
@@ -109,7 +109,7 @@ class Trainer:
             waited = time.perf_counter()
             held = [next(pack_stream) for _ in range(stage.accumulate)]
             waited = time.perf_counter() - waited
-            loss_sum = self._backward(held, source.tasks, run_log, waited)
+            loss_sum = self._backward(objective, held, source.tasks, run_log, waited)
             if not math.isfinite(loss_sum):
                 bad = self._bad_step(bad + 1, held, optimizers)
                 continue
@@ -132,15 +132,17 @@ class Trainer:
             self.on_stage_end(self.model, stage)
         self._save(index + 1, None, 0, None)
 
-    def _backward(self, held: list[Pack], tasks: tuple[str, ...], run_log: RunLog, waited: float) -> tuple[float, int]:
-        """Gradients of the mean loss over *all* targets of the step, however they are split into packs."""
-        targets = sum(pack.batch.target_count for pack in held)
+    def _backward(
+        self, objective: Objective, held: list[Pack], tasks: tuple[str, ...], run_log: RunLog, waited: float
+    ) -> float:
+        """Gradients of the mean loss over *all* items of the step, however they are split into packs."""
+        items = sum(objective.count(pack.batch) for pack in held)
         total = 0.0
         for i, pack in enumerate(held):
-            losses_X, _ = token_losses(self.model, pack.batch)
-            (losses_X.sum() / targets).backward()
-            sums = _sums_by_task(losses_X.detach(), pack.task_X, tasks)
-            part = float(losses_X.detach().sum())
+            losses_X = objective.losses(self.model, pack.batch)
+            (losses_X.sum() / items).backward()
+            losses_X = losses_X.detach()
+            part = float(losses_X.sum())
             total += part
             run_log.add(
                 part,
@@ -148,7 +150,7 @@ class Trainer:
                 pack.batch.tokens_T.shape[0],
                 pack.samples,
                 waited if i == 0 else 0.0,
-                sums,
+                objective.by_task(losses_X, pack, tasks),
             )
         return total
 
@@ -203,9 +205,3 @@ def stage_seconds(config: TrainConfig, index: int) -> float:
     timed = [stage.share for stage in config.stages if not stage.steps]
     stage = config.stages[index]
     return 0.0 if stage.steps else 60 * config.minutes * stage.share / sum(timed)
-
-
-def _sums_by_task(losses_X: Tensor, task_X: Tensor, tasks: tuple[str, ...]) -> dict[str, tuple[float, int]]:
-    sums = torch.zeros(len(tasks)).index_add_(0, task_X, losses_X.float().cpu())
-    counts = torch.bincount(task_X, minlength=len(tasks))
-    return {n: (float(s), int(c)) for n, s, c in zip(tasks, sums, counts, strict=True) if c}

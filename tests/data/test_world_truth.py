@@ -234,17 +234,22 @@ def test_answers_about_a_picture_are_true(world, task):
 
 
 def test_answers_about_a_told_scene_are_true_and_all_is_told(world):
+    styles = Counter()
     for index in range(120):
         sample = world.sample("train", index, "text")
         truth = Truth(sample.meta, world.concepts)
         told = sample.messages[0].parts[0].text
         assert len(sample.messages[0].parts) == 1
+        boxed = "<|box_start|>" in told
+        styles[boxed] += 1
         for name, box in zip(truth.names, truth.boxes, strict=True):
-            assert "({},{}),({},{})".format(*truth.to_1000(box)) in told
+            assert ("({},{}),({},{})".format(*truth.to_1000(box)) in told) == boxed
             assert name in told
         assert truth.colour() in told
         for turn in sample.meta["turns"]:
+            assert boxed or turn["task"] not in ("grounding", "referring", "box_to_name", "caption_grounded", "bigger")
             CHECKS[turn["task"]](truth, turn)
+    assert len(styles) == 2
 
 
 def test_comparisons_are_true(world):

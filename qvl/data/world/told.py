@@ -19,6 +19,10 @@ from qvl.data.world.story import Activity, Story, scene_meta
 from qvl.text.grounding import ref
 
 
+_ANSWERED_BY_PLACES = frozenset(("caption", "what", "count", "exists", "background", "where"))
+"""Questions that a description without boxes answers."""
+
+
 @final
 class Told(Activity):
     """`interview` asks the questions."""
@@ -33,16 +37,19 @@ class Told(Activity):
         turns = self._interview.turns(scene, asker, self._interview.draw(asker.rng), wanted)
         if not turns:
             return None
-        return Story(tuple(turns), (), _tell(scene, asker), scene_meta(scene))
+        with_boxes = asker.coin() or any(turn.task not in _ANSWERED_BY_PLACES for turn in turns)
+        return Story(tuple(turns), (), _tell(scene, asker, with_boxes), scene_meta(scene))
 
 
-def _tell(scene: Scene, asker: Asker) -> str:
-    """Names and boxes in random order, half the time with places in words."""
-    with_places = asker.coin()
+def _tell(scene: Scene, asker: Asker, with_boxes: bool) -> str:
+    """Names in random order with boxes, places in words or both."""
+    with_places = not with_boxes or asker.coin()
     things = []
     for number in asker.rng.permutation(len(scene.objects)):
         placed = scene.objects[int(number)]
-        thing = ref(asker.a(placed.concept)) + box_text(scene, placed)
+        thing = asker.a(placed.concept)
+        if with_boxes:
+            thing = ref(thing) + box_text(scene, placed)
         if with_places:
             thing = asker.say("at", thing=thing, place=at_place(asker.language, facts.cell(scene, placed)))
         things.append(thing)
