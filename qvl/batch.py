@@ -42,7 +42,7 @@ class Batch:
     tokens_T: Tensor
     """int64 [T]. Rows named by `vision_rows_M` hold placeholder ids and are overwritten by vision tokens."""
     positions_RT: Tensor
-    """int64 [R, T] rotary positions, restarting at 0 per sequence: R = 1 (Qwen-VL, ablation) or 3 (time, row, column)."""
+    """int64 [R, T] rotary positions, from 0 per sequence: R = 1 (Qwen-VL, ablation) or 3 (time, row, column)."""
     seq_lens: tuple[int, ...]
     """Tokens of each sequence; their sum is T. Plain integers, so that no device has to be asked for them."""
     patches_PC: Tensor

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -39,7 +41,7 @@ def backward(model: Qwen2VL, processor: Processor, groups: list[list], chat_form
 def test_packed_equals_unpacked(model, processor, world, chat_format) -> None:
     sequences = [s for x in samples(world) for s in prepare(x, processor, chat_format)]
     roots = [i for i, s in enumerate(sequences) if not s.branch] + [len(sequences)]
-    single = [sequences[a:b] for a, b in zip(roots, roots[1:], strict=False)]
+    single = [sequences[a:b] for a, b in itertools.pairwise(roots)]
     apart = backward(model, processor, single, chat_format)
     apart_gradients = gradients(model)
     together = backward(model, processor, [sequences], chat_format)

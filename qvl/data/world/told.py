@@ -18,7 +18,6 @@ from qvl.data.world.scene import COLOURS, Scene
 from qvl.data.world.story import Activity, Story, scene_meta
 from qvl.text.grounding import ref
 
-
 _ANSWERED_BY_PLACES = frozenset(("caption", "what", "count", "exists", "background", "where"))
 """Questions that a description without boxes answers."""
 
