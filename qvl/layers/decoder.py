@@ -12,6 +12,7 @@ from typing import final
 from torch import Tensor, nn
 
 from qvl.layers.attention import AttnContext
+from qvl.layers.linear import FusedLinear
 from qvl.layers.mlp import SwiGLU
 from qvl.layers.norm import RMSNorm
 from qvl.layers.rope import cos_sin, rotate, text_angles
@@ -58,7 +59,7 @@ class DecoderLayer(nn.Module):
         self.split = (config.heads, config.kv_heads, config.kv_heads)
         self.head_size = config.head_size
         self.attn_norm = RMSNorm(config.width, config.norm_eps)
-        self.qkv = nn.Linear(config.width, sum(self.split) * config.head_size, bias=True)
+        self.qkv = FusedLinear(config.width, tuple(n * config.head_size for n in self.split), bias=True)
         self.out = nn.Linear(config.heads * config.head_size, config.width, bias=False)
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = SwiGLU(config.width, config.mlp_hidden)

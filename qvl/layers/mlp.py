@@ -7,6 +7,8 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qvl.layers.linear import FusedLinear
+
 
 @final
 class SwiGLU(nn.Module):
@@ -14,7 +16,7 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
+        self.gate_up = FusedLinear(width, (hidden, hidden), bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x_TD: Tensor) -> Tensor:

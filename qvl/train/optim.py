@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from qvl.layers.linear import FusedLinear
 from qvl.train.config import OptimConfig, Part
 
 _NS_COEFFICIENTS = (3.4445, -4.775, 2.0315)
@@ -42,31 +43,42 @@ class Float32Muon(torch.optim.Muon):
 
     The library iterates in bfloat16, which is hundreds of times slower on a CPU without bfloat16 units. The update is
     the same otherwise (momentum with Nesterov, `match_rms_adamw`, decoupled weight decay).
+
+    Args:
+        parts: rows of each projection in a fused matrix. Each is orthogonalised on its own: together, the large
+            gradients of the values would leave next to nothing for queries and keys, and no attention is learned.
     """
+
+    def __init__(self, params: Any, parts: Mapping[nn.Parameter, tuple[int, ...]], **options: Any) -> None:
+        super().__init__(params, **options)
+        self._parts = parts
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
         assert closure is None, "closures are not supported"
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for p in group["params"]:
-                if p.grad is not None:
-                    by_shape[p.shape].append(p)
-            for params in by_shape.values():
-                self._update(group, params)
+                if p.grad is None:
+                    continue
+                buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                buffer.lerp_(p.grad, 1 - group["momentum"])
+                update = p.grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                rows = self._parts.get(p, (p.shape[0],))
+                for part, part_update in zip(p.split(rows), update.split(rows), strict=True):
+                    by_shape[part.shape].append((part, part_update))
+            for (r, c), pairs in by_shape.items():
+                # AdamW's updates have a root mean square near 0.2; an orthogonal matrix has 1 / sqrt(max side).
+                lr = group["lr"] * 0.2 * math.sqrt(max(r, c))
+                updates = orthogonalise(torch.stack([u for _, u in pairs]), group["ns_steps"])
+                for (part, _), update in zip(pairs, updates, strict=True):
+                    part.sub_(update, alpha=lr)
 
-    def _update(self, group: dict[str, Any], params: list[nn.Parameter]) -> None:
-        momentum = group["momentum"]
-        updates = []
-        for p in params:
-            buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-            buffer.lerp_(p.grad, 1 - momentum)
-            updates.append(p.grad.lerp(buffer, momentum) if group["nesterov"] else buffer)
-        rows, columns = params[0].shape
-        # AdamW's updates have a root mean square near 0.2; an orthogonal matrix has 1 / sqrt(max side).
-        lr = group["lr"] * 0.2 * math.sqrt(max(rows, columns))
-        for p, update in zip(params, orthogonalise(torch.stack(updates), group["ns_steps"]), strict=True):
-            p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=lr)
+
+def fused_parts(model: nn.Module) -> dict[nn.Parameter, tuple[int, ...]]:
+    """Rows of each projection, by fused weight."""
+    return {m.weight: m.parts for m in model.modules() if isinstance(m, FusedLinear)}
 
 
 def orthogonalise(x_XRC: Tensor, steps: int) -> Tensor:
@@ -85,7 +97,9 @@ def orthogonalise(x_XRC: Tensor, steps: int) -> Tensor:
 class Optimizers:
     """The optimizers of one stage, stepped together; rates follow a cosine with linear warm-up."""
 
-    def __init__(self, trained: list[tuple[str, nn.Parameter]], config: OptimConfig) -> None:
+    def __init__(self, model: nn.Module, trains: Iterable[Part], config: OptimConfig) -> None:
+        """Freezes what is not in `trains` and divides the rest among Muon and AdamW."""
+        trained = freeze(model, trains)
         self.config = config
         self.params = [p for _, p in trained]
         layers = 1 + max((_vision_layer(n) for n, _ in trained), default=-1)
@@ -103,6 +117,7 @@ class Optimizers:
             self.all.append(
                 Float32Muon(
                     groups,
+                    fused_parts(model),
                     lr=config.muon_lr,
                     weight_decay=config.weight_decay,
                     adjust_lr_fn="match_rms_adamw",
@@ -123,8 +138,13 @@ class Optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        self.clear()
         return float(norm), factor
+
+    def clear(self) -> None:
+        """Drops all gradients."""
+        for p in self.params:
+            p.grad = None
 
     def state_dict(self) -> list[dict[str, Any]]:
         return [o.state_dict() for o in self.all]

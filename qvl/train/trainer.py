@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -23,7 +24,7 @@ from qvl.train.config import StageConfig, TrainConfig
 from qvl.train.interrupt import Stopped, stop_on_signals
 from qvl.train.log import RunLog
 from qvl.train.objectives import OBJECTIVES, Objective
-from qvl.train.optim import Optimizers, freeze
+from qvl.train.optim import Optimizers
 from qvl.train.state import load_state, rng_state, save_state, set_rng_state
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,21 @@ log = logging.getLogger(__name__)
 _MAX_BAD_STEPS = 5
 
 StageEnd = Callable[[nn.Module, StageConfig], None]
+
+
+@dataclass
+class _StageRun:
+    """A stage under way."""
+
+    stage: StageConfig
+    source: SampleSource
+    objective: Objective
+    optimizers: Optimizers
+    clock: StageClock
+    next_index: int = 0
+    """First sample that no step has used yet."""
+    bad_steps: int = 0
+    """Steps skipped in a row."""
 
 
 @final
@@ -89,53 +105,63 @@ class Trainer:
                 saved = None
 
     def _run_stage(self, index: int, run_log: RunLog, saved: dict[str, Any] | None) -> None:
-        stage = self.config.stages[index]
-        optimizers = Optimizers(freeze(self.model, stage.trains), stage.optim)
-        clock = StageClock(stage.steps, stage_seconds(self.config, index))
-        next_index = 0
-        if saved and saved["optimizers"] is not None:
-            optimizers.load_state_dict(saved["optimizers"])
-            clock.resume(saved["step"], saved["stage_elapsed"])
-            next_index = saved["next_index"]
-            set_rng_state(saved["rng"])
-        objective = OBJECTIVES[stage.objective]
-        source = self.source(stage)
-        pack_stream = self._packs(stage, source, next_index)
+        run = self._open_stage(index, saved)
+        stream = self._packs(run)
         last_save = time.perf_counter()
-        before = self.elapsed - clock.elapsed
-        bad = 0
+        before = self.elapsed - run.clock.elapsed
         self.model.train()
-        while clock.progress < 1.0:
-            waited = time.perf_counter()
-            held = [next(pack_stream) for _ in range(stage.accumulate)]
-            waited = time.perf_counter() - waited
-            loss_sum = self._backward(objective, held, source.tasks, run_log, waited)
-            if not math.isfinite(loss_sum):
-                bad = self._bad_step(bad + 1, held, optimizers)
-                continue
-            bad = 0
-            norm, factor = optimizers.step(clock.progress)
-            clock.step += 1
-            self.elapsed = before + clock.elapsed
-            left = clock.seconds_left + self._seconds_left(index + 1)
-            run_log.show(stage.name, clock.progress, left)
-            if clock.step % self.config.log_every == 0:
-                run_log.write(stage.name, clock.step, self.elapsed, grad_norm=norm, lr_factor=factor)
+        while run.clock.progress < 1.0:
+            self._step(run, stream, run_log)
+            self.elapsed = before + run.clock.elapsed
+            run_log.show(run.stage.name, run.clock.progress, run.clock.seconds_left + self._seconds_left(index + 1))
             if self._stopping or time.perf_counter() - last_save > 60 * self.config.save_every_minutes:
-                self._save(index, clock, held[-1].next_index, optimizers)
+                self._save(index, run)
                 last_save = time.perf_counter()
             if self._stopping:
-                raise Stopped(f"stopped in {stage.name} after step {clock.step}; the same command goes on from there")
+                raise Stopped(
+                    f"stopped in {run.stage.name} after step {run.clock.step}; the same command goes on from there"
+                )
+        del stream
         self.model.eval()
-        del pack_stream
         if self.on_stage_end is not None:
-            self.on_stage_end(self.model, stage)
-        self._save(index + 1, None, 0, None)
+            self.on_stage_end(self.model, run.stage)
+        self._save(index + 1, None)
 
-    def _backward(
-        self, objective: Objective, held: list[Pack], tasks: tuple[str, ...], run_log: RunLog, waited: float
-    ) -> float:
+    def _open_stage(self, index: int, saved: dict[str, Any] | None) -> _StageRun:
+        stage = self.config.stages[index]
+        run = _StageRun(
+            stage,
+            self.source(stage),
+            OBJECTIVES[stage.objective],
+            Optimizers(self.model, stage.trains, stage.optim),
+            StageClock(stage.steps, stage_seconds(self.config, index)),
+        )
+        if saved and saved["optimizers"] is not None:
+            run.optimizers.load_state_dict(saved["optimizers"])
+            run.clock.resume(saved["step"], saved["stage_elapsed"])
+            run.next_index = saved["next_index"]
+            set_rng_state(saved["rng"])
+        return run
+
+    def _step(self, run: _StageRun, stream: Iterator[Pack], run_log: RunLog) -> None:
+        """One optimizer step over `accumulate` packs. A step whose loss is not a number is skipped and counted."""
+        waited = time.perf_counter()
+        held = [next(stream) for _ in range(run.stage.accumulate)]
+        waited = time.perf_counter() - waited
+        loss = self._backward(run, held, run_log, waited)
+        run.next_index = held[-1].next_index
+        if not math.isfinite(loss):
+            self._skip(run, held)
+            return
+        run.bad_steps = 0
+        norm, factor = run.optimizers.step(run.clock.progress)
+        run.clock.step += 1
+        if run.clock.step % self.config.log_every == 0:
+            run_log.write(run.stage.name, run.clock.step, self.elapsed, grad_norm=norm, lr_factor=factor)
+
+    def _backward(self, run: _StageRun, held: list[Pack], run_log: RunLog, waited: float) -> float:
         """Gradients of the mean loss over *all* items of the step, however they are split into packs."""
+        objective = run.objective
         items = sum(objective.count(pack.batch) for pack in held)
         total = 0.0
         for i, pack in enumerate(held):
@@ -150,37 +176,37 @@ class Trainer:
                 pack.batch.tokens_T.shape[0],
                 pack.samples,
                 waited if i == 0 else 0.0,
-                objective.by_task(losses_X, pack, tasks),
+                objective.by_task(losses_X, pack, run.source.tasks),
             )
         return total
 
-    def _packs(self, stage: StageConfig, source: SampleSource, start: int) -> Iterator[Pack]:
+    def _packs(self, run: _StageRun) -> Iterator[Pack]:
+        stage, source, processor, start = run.stage, run.source, self.processor, run.next_index
         limits = PackLimits(stage.tokens_per_pack, stage.patches_per_pack)
-        processor = self.processor
         return background(lambda: packs(source, processor, limits, stage.chat_format, start))
 
-    def _bad_step(self, count: int, held: list[Pack], optimizers: Optimizers) -> int:
-        names = [name for pack in held for name in pack.batch.names]
-        if count >= _MAX_BAD_STEPS:
+    def _skip(self, run: _StageRun, held: list[Pack]) -> None:
+        run.bad_steps += 1
+        names = ", ".join([name for pack in held for name in pack.batch.names][:8])
+        if run.bad_steps >= _MAX_BAD_STEPS:
             raise ValueError(
-                f"{count} steps in a row gave a loss that is not a number; the last one held {', '.join(names[:8])}. "
+                f"{run.bad_steps} steps in a row gave a loss that is not a number; the last one held {names}. "
                 "Lower the learning rate (optim.lr, optim.muon_lr) or look at these samples"
             )
-        log.warning("skipped a step whose loss is not a number; it held %s", ", ".join(names[:8]))
-        for optimizer in optimizers.all:
-            optimizer.zero_grad(set_to_none=True)
-        return count
+        log.warning("skipped a step whose loss is not a number; it held %s", names)
+        run.optimizers.clear()
 
-    def _save(self, stage: int, clock: StageClock | None, next_index: int, optimizers: Optimizers | None) -> None:
+    def _save(self, stage: int, run: _StageRun | None) -> None:
+        """Saves that `stage` is under way as `run` says, or (None) about to begin."""
         save_state(
             self.folder / "checkpoint",
             {
                 "model": self.model.state_dict(),
-                "optimizers": optimizers.state_dict() if optimizers else None,
+                "optimizers": run.optimizers.state_dict() if run else None,
                 "stage": stage,
-                "step": clock.step if clock else 0,
-                "stage_elapsed": clock.elapsed if clock else 0.0,
-                "next_index": next_index,
+                "step": run.clock.step if run else 0,
+                "stage_elapsed": run.clock.elapsed if run else 0.0,
+                "next_index": run.next_index if run else 0,
                 "elapsed": self.elapsed,
                 "rng": rng_state(),
                 "stages": [s.name for s in self.config.stages],

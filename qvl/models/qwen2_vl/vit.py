@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qvl.layers.attention import AttnContext
+from qvl.layers.linear import FusedLinear
 from qvl.layers.rope import cos_sin, rotate, vision_angles
 from qvl.models.qwen2_vl.config import VisionConfig
 
@@ -30,7 +31,7 @@ class VisionBlock(nn.Module):
         super().__init__()
         self.heads = config.heads
         self.attn_norm = nn.LayerNorm(config.width, eps=_NORM_EPS)
-        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.qkv = FusedLinear(config.width, (config.width,) * 3, bias=True)
         self.out = nn.Linear(config.width, config.width)
         self.mlp_norm = nn.LayerNorm(config.width, eps=_NORM_EPS)
         self.fc1 = nn.Linear(config.width, config.mlp_hidden)

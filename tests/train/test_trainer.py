@@ -1,0 +1,177 @@
+"""A run is its recipe: resumed or not, split into packs or not, it is the same run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from qvl.data.records import Sample
+from qvl.data.world.config import WorldConfig
+from qvl.data.world.world import World
+from qvl.text.messages import Text
+from qvl.train.config import OptimConfig, StageConfig, TrainConfig
+from qvl.train.interrupt import Stopped
+from qvl.train.optim import part_of
+from qvl.train.state import load_state, save_state
+from qvl.train.trainer import Trainer, stage_seconds
+
+WORLD = WorldConfig(concepts=9, sizes=((56, 84), (84, 56)), turns=3)
+OPTIM = OptimConfig(name="muon", lr=1e-3, muon_lr=3e-3, warmup=0.2)
+
+
+class Source:
+    def __init__(self, stage: StageConfig, spoil: Callable[[int], bool] = lambda index: False) -> None:
+        self._world = World(stage.world)
+        self._spoil = spoil
+        self.tasks = self._world.tasks
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self._world.sample("train", index)
+        shown = any(not isinstance(p, Text) for p in sample.messages[0].parts)
+        return replace(sample, independent=shown)
+
+
+def recipe(run: Path, steps: tuple[int, ...] = (3, 3), **stage: object) -> TrainConfig:
+    base = StageConfig(
+        name="one", trains=("vision", "merger", "text"), share=1, world=WORLD, optim=OPTIM, tokens_per_pack=400
+    )
+    stages = tuple(replace(base, name=f"stage{i}", steps=n, **stage) for i, n in enumerate(steps))
+    return TrainConfig(run=str(run), stages=stages, log_every=1, save_every_minutes=1e-9)
+
+
+def weights(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
+
+
+def rows(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, model, processor) -> None:
+    start = {k: v.clone() for k, v in model.state_dict().items()}
+    Trainer(recipe(tmp_path / "whole"), model, processor, Source).fit()
+    whole = weights(model)
+    model.load_state_dict(start)
+    for stop_after in (2, 4):
+        trainer = Trainer(recipe(tmp_path / "parts"), model, processor, Source)
+        original = trainer._step
+
+        def step(*args, trainer=trainer, original=original, limit=stop_after) -> None:
+            original(*args)
+            done = len(rows(tmp_path / "parts"))
+            if done >= limit:
+                trainer.stop()
+
+        trainer._step = step
+        with pytest.raises(Stopped, match="goes on from there"):
+            trainer.fit()
+        model.init_weights(99)  # what is in memory must not matter
+    Trainer(recipe(tmp_path / "parts"), model, processor, Source).fit()
+    assert torch.equal(weights(model), whole)
+    keys = ("stage", "step", "loss")
+    assert [[r[k] for k in keys] for r in rows(tmp_path / "parts")] == [
+        [r[k] for k in keys] for r in rows(tmp_path / "whole")
+    ]
+
+
+def test_accumulation_does_not_change_the_step(tmp_path, model, processor, world) -> None:
+    """One pack of n samples, or the same samples in several packs: the same gradients."""
+    from qvl.data.packing import PackLimits, packs
+    from qvl.train.objectives import OBJECTIVES
+
+    objective = OBJECTIVES["next_token"]
+
+    def gradients(limits: PackLimits, until: int) -> tuple[torch.Tensor, float]:
+        stage = recipe(tmp_path).stages[0]
+        held = []
+        for pack in packs(Source(stage), processor, limits, "raw"):
+            held.append(pack)
+            if pack.next_index >= until:
+                break
+        assert held[-1].next_index == until
+        items = sum(objective.count(p.batch) for p in held)
+        total = 0.0
+        for pack in held:
+            loss = objective.losses(model, pack.batch).sum() / items
+            loss.backward()
+            total += float(loss)
+        found = torch.cat([p.grad.flatten() for p in model.parameters()])
+        model.zero_grad()
+        return found, total
+
+    stage = recipe(tmp_path).stages[0]
+    one = next(packs(Source(stage), processor, PackLimits(900, 4000), "raw"))
+    together, loss = gradients(PackLimits(900, 4000), one.next_index)
+    apart, loss_apart = gradients(PackLimits(130, 4000), one.next_index)
+    assert loss_apart == pytest.approx(loss, abs=1e-5)
+    # Worst case measured: 4e-7 of the largest gradient.
+    assert (apart - together).abs().max() <= 1e-5 * together.abs().max()
+
+
+@pytest.mark.parametrize("trains", [("text",), ("vision", "merger"), ("merger", "text")])
+def test_frozen_parts_do_not_move(tmp_path, model, processor, trains) -> None:
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    Trainer(recipe(tmp_path, (2,), trains=trains), model, processor, Source).fit()
+    moved = {part_of(n) for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == set(trains)
+
+
+def test_contrast_trains_vision_only(tmp_path, model, processor) -> None:
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    config = recipe(tmp_path, (4,), trains=("vision", "merger"), objective="contrast")
+    Trainer(config, model, processor, Source).fit()
+    assert torch.equal(model.embed.weight, before["embed.weight"])
+    assert {r["task_loss"]["contrast"] > 0 for r in rows(tmp_path)} == {True}
+
+
+def test_learning_happens(tmp_path, model, processor) -> None:
+    Trainer(recipe(tmp_path, (25,)), model, processor, Source).fit()
+    losses = [r["loss"] for r in rows(tmp_path)]
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+
+
+def test_a_run_of_another_recipe_is_refused(tmp_path, model, processor) -> None:
+    Trainer(recipe(tmp_path, (1,)), model, processor, Source).fit()
+    with pytest.raises(ValueError, match="choose another run folder"):
+        Trainer(recipe(tmp_path, (1, 1)), model, processor, Source).fit()
+
+
+def test_losses_that_are_not_numbers_stop_the_run(tmp_path, model, processor) -> None:
+    with torch.no_grad():
+        model.decoder.norm.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="5 steps in a row.*world/train"):
+        Trainer(recipe(tmp_path, (9,)), model, processor, Source).fit()
+
+
+def test_a_stage_may_be_counted_in_minutes(tmp_path, model, processor) -> None:
+    config = replace(recipe(tmp_path, (0, 0)), minutes=0.02)
+    assert [stage_seconds(config, i) for i in (0, 1)] == pytest.approx([0.6, 0.6])
+    trainer = Trainer(config, model, processor, Source)
+    trainer.fit()
+    assert trainer.elapsed >= 1.2
+
+
+def test_a_failed_save_keeps_the_last_good_state(tmp_path, monkeypatch) -> None:
+    save_state(tmp_path, {"step": 1})
+
+    def full_disk(state, file) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="last good state is untouched"):
+        save_state(tmp_path, {"step": 2})
+    monkeypatch.undo()
+    assert load_state(tmp_path) == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_a_damaged_state_says_what_to_do(tmp_path) -> None:
+    (tmp_path / "state.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match="delete it"):
+        load_state(tmp_path)
