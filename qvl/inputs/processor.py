@@ -21,7 +21,7 @@ from qvl.inputs.sequence import Sequence, next_token_labels, pack
 from qvl.media.load import Visual, load_image, load_video
 from qvl.media.resize import Geometry, PixelBudget
 from qvl.media.video import VideoBudget
-from qvl.text.chat import Chunk, ImageChunk, TextChunk, VideoChunk, chat_format
+from qvl.text.chat import ChatFormat, Chunk, ImageChunk, TextChunk, VideoChunk, chat_format
 from qvl.text.messages import Image, Message, Text, Video, parse_messages
 from qvl.text.tokenizer import Tokenizer
 
@@ -81,7 +81,8 @@ class ProcessorConfig:
     video: VideoBudget = field(default_factory=VideoBudget)
     chat_format: ChatFormatName = "chatml"
     resize: Resize = "exact"
-    """`exact` = Pillow, the reference; `fast` = torch uint8, within a grey level or two, several times faster."""
+    """`exact` = Pillow, the reference; `fast` = torch uint8, several times faster. On photographs the two differ by
+    0.01 grey levels on average and by 8 at most (`bench/preprocess.py` measures it)."""
     rope_axes: Literal[1, 3] = 3
 
 
@@ -200,7 +201,7 @@ class Processor:
                 out.vision(visual, (t, h // merge, w // merge), self._start, pad, self._end)
         return out
 
-    def chat(self, name: ChatFormatName | None = None):
+    def chat(self, name: ChatFormatName | None = None) -> ChatFormat:
         """The chat format in force: `name`, or the configured one."""
         return chat_format(name or self.config.chat_format, self.tokenizer)
 
