@@ -61,7 +61,8 @@ class Contrast(Objective):
     small. A picture scores an answer by its best vision tokens (log-mean-exp of their cosines with the mean of the
     answer's word vectors, centred over the batch), so a vision token learns to look like the word for what it shows,
     in the very space the language model reads. Items are branches (`Batch.parents`): one answer about one picture.
-    The language model is not run and its word vectors are not changed.
+    The language model is not run and its word vectors are not changed. Cosines leave the length of vision tokens free;
+    it is held at the length of word vectors, or no decoder layer could add anything to them afterwards.
     """
 
     def count(self, batch: Batch) -> int:
@@ -78,7 +79,9 @@ class Contrast(Objective):
         answers, kind_X = _distinct_answers(batch)
         words_AD = torch.stack([model.embed.weight[a].mean(0) for a in answers]).detach()
         words_AD = F.normalize(words_AD - words_AD.mean(0), dim=-1)
-        vision_MD = F.normalize(model.see(batch, PackedContext(batch)), dim=-1)
+        seen_MD = model.see(batch, PackedContext(batch))
+        lengths = seen_MD.norm(dim=-1) / model.embed.weight.detach().norm(dim=-1).mean()
+        vision_MD = F.normalize(seen_MD, dim=-1)
         sequence_M = torch.bucketize(
             batch.vision_rows_M, torch.tensor(batch.seq_offsets[1:], device=vision_MD.device), right=True
         )
