@@ -95,7 +95,8 @@ class Contrast(Objective):
         also_true_SA = torch.zeros_like(pictures_SA, dtype=torch.bool)
         also_true_SA[parent_X, kind_X] = True
         also_true_XA = also_true_SA[parent_X].scatter(1, kind_X[:, None], False)
-        return F.cross_entropy(pictures_SA[parent_X].masked_fill(also_true_XA, float("-inf")), kind_X, reduction="none")
+        scores_XA = pictures_SA[parent_X].masked_fill(also_true_XA, float("-inf"))
+        return F.cross_entropy(scores_XA, kind_X, reduction="none") + lengths.log().square().mean()
 
     def by_task(self, losses_X: Tensor, pack: Pack, tasks: tuple[str, ...]) -> dict[str, tuple[float, int]]:
         return {"contrast": (float(losses_X.sum()), losses_X.shape[0])}
