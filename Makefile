@@ -8,8 +8,8 @@ RUN ?= runs/demo
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Tests run two at a time; each computes with one thread.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+# Two workers of one thread each; a file stays with one of them, so that its tokenizer and models are made once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	        echo "$$found cannot make virtual environments; on Debian and Ubuntu install python3-venv." >&2; exit 1; }; \
 	fi
 	@echo "Installing into $(VENV); the first time takes a few minutes"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
 fmt: $(STAMP)  ## sort imports, format
