@@ -90,11 +90,13 @@ def _close(
     held: list[tuple[list[Prepared], Sample]], tasks: Sequence[str], processor: Processor, next_index: int
 ) -> Pack:
     index_of = {task: i for i, task in enumerate(tasks)}
-    task_X = np.concatenate(
-        [turn_tasks(np.concatenate([p.labels_T for p in ps]), turn_names(s), index_of) for ps, s in held]
-    )
+    task_X = np.concatenate([turn_tasks(_labels(ps), turn_names(sample), index_of) for ps, sample in held])
     batch = processor.pack([p for ps, _ in held for p in ps])
     return Pack(batch, torch.from_numpy(task_X), next_index, len(held))
+
+
+def _labels(sequences: list[Prepared]) -> NDArray[np.int64]:
+    return np.concatenate([s.labels_T for s in sequences if s.labels_T is not None])
 
 
 def prepare(sample: Sample, processor: Processor, chat_format: ChatFormatName) -> list[Prepared]:

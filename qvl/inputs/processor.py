@@ -176,18 +176,17 @@ class Processor:
         if not media:
             return [self.sequence(turns, labels=labels, chat_format=chat_format, name=name)]
         chat = self.chat(chat_format)
-        shared: _Expansion | None = None
-        branches: list[Sequence] = []
+        axes = self.config.rope_axes
+        sequences: list[Sequence] = []
         for question, answer in zip(asked, answered, strict=True):
             words = tuple(p for p in question.parts if isinstance(p, Text))
             chunks = chat.render((*lead, Message("user", (*media, *words)), answer))
             split = 1 + max(i for i, c in enumerate(chunks) if not isinstance(c, TextChunk))
-            if shared is None:
-                shared = self._expand(chunks[:split])
-                beginning = shared.close(self.config.rope_axes, labels, name)
-            branch = self._expand(chunks[split:]).close(self.config.rope_axes, labels, name)
-            branches.append(branch.after(beginning))
-        return [beginning, *branches]
+            if not sequences:
+                sequences.append(self._expand(chunks[:split]).close(axes, labels, name))
+            branch = self._expand(chunks[split:]).close(axes, labels, name)
+            sequences.append(branch.after(sequences[0]))
+        return sequences
 
     def _expand(self, chunks: Seq[Chunk]) -> _Expansion:
         merge = self.config.geometry.merge

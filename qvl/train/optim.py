@@ -49,7 +49,7 @@ class Float32Muon(torch.optim.Muon):
             gradients of the values would leave next to nothing for queries and keys, and no attention is learned.
     """
 
-    def __init__(self, params: Any, parts: Mapping[nn.Parameter, tuple[int, ...]], **options: Any) -> None:
+    def __init__(self, params: Any, parts: Mapping[Tensor, tuple[int, ...]], **options: Any) -> None:
         super().__init__(params, **options)
         self._parts = parts
 
@@ -76,7 +76,7 @@ class Float32Muon(torch.optim.Muon):
                     part.sub_(update, alpha=lr)
 
 
-def fused_parts(model: nn.Module) -> dict[nn.Parameter, tuple[int, ...]]:
+def fused_parts(model: nn.Module) -> dict[Tensor, tuple[int, ...]]:
     """Rows of each projection, by fused weight."""
     return {m.weight: m.parts for m in model.modules() if isinstance(m, FusedLinear)}
 

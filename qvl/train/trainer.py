@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from torch import nn
-
 from qvl.data.loader import background
 from qvl.data.packing import Pack, PackLimits, SampleSource, packs
 from qvl.inputs.processor import Processor
+from qvl.models.qwen2_vl.model import Qwen2VL
 from qvl.train.clock import StageClock
 from qvl.train.config import StageConfig, TrainConfig
 from qvl.train.interrupt import Stopped, stop_on_signals
@@ -31,7 +30,7 @@ log = logging.getLogger(__name__)
 
 _MAX_BAD_STEPS = 5
 
-StageEnd = Callable[[nn.Module, StageConfig], None]
+StageEnd = Callable[[Qwen2VL, StageConfig], None]
 
 
 @dataclass
@@ -61,7 +60,7 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        model: nn.Module,
+        model: Qwen2VL,
         processor: Processor,
         source: Callable[[StageConfig], SampleSource],
         on_stage_end: StageEnd | None = None,
