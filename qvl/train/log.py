@@ -9,6 +9,7 @@ import json
 import logging
 import time
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, final
@@ -109,6 +110,20 @@ class RunLog:
                 self._board.add_scalar(f"{stage}/task/{task}", value, step)
         self._reset()
         return row
+
+
+def forget_after(folder: Path, done: Collection[str], stage: str, step: int) -> None:
+    """Drops rows of steps that a resumed run will do again: keeps the stages in `done`, and `stage` up to `step`."""
+    file = folder / "metrics.jsonl"
+    if not file.exists():
+        return
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    rows = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+    kept = [line for line, r in rows if r["stage"] in done or (r["stage"] == stage and r["step"] <= step)]
+    if len(kept) < len(lines):
+        partial = file.with_suffix(".partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        partial.replace(file)
 
 
 def clock(seconds: float) -> str:

@@ -21,7 +21,7 @@ from qvl.models.qwen2_vl.model import Qwen2VL
 from qvl.train.clock import StageClock
 from qvl.train.config import StageConfig, TrainConfig
 from qvl.train.interrupt import Stopped, stop_on_signals
-from qvl.train.log import RunLog
+from qvl.train.log import RunLog, forget_after
 from qvl.train.objectives import OBJECTIVES, Objective
 from qvl.train.optim import Optimizers
 from qvl.train.state import load_state, rng_state, save_state, set_rng_state
@@ -97,6 +97,8 @@ class Trainer:
             self._check_same_recipe(saved)
             self.model.load_state_dict(saved["model"])
             self.elapsed, first = saved["elapsed"], saved["stage"]
+            names = [s.name for s in self.config.stages]
+            forget_after(self.folder, names[:first], (*names, "")[first], saved["step"])
             log.info("going on from stage %d, step %d (%s)", first, saved["step"], self.folder / "checkpoint")
         with RunLog(self.folder, self._seconds_left(first)) as run_log:
             for index in range(first, len(self.config.stages)):

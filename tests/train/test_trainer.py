@@ -79,6 +79,25 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, model, processor) ->
     ]
 
 
+def test_a_crash_after_the_last_save_leaves_no_step_twice_in_the_log(tmp_path, model, processor) -> None:
+    trainer = Trainer(recipe(tmp_path, (4,)), model, processor, Source)
+    save, calls = trainer._save, []
+
+    def save_twice_then_die(stage, run) -> None:
+        if len(calls) == 2 and run is not None and run.clock.step == 4:
+            raise KeyboardInterrupt
+        if len(calls) < 2:
+            save(stage, run)
+            calls.append(stage)
+
+    trainer._save = save_twice_then_die
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    assert [r["step"] for r in rows(tmp_path)] == [1, 2, 3, 4]
+    Trainer(recipe(tmp_path, (4,)), model, processor, Source).fit()
+    assert [r["step"] for r in rows(tmp_path)] == [1, 2, 3, 4]
+
+
 def test_accumulation_does_not_change_the_step(tmp_path, model, processor, world) -> None:
     """One pack of n samples, or the same samples in several packs: the same gradients."""
     from qvl.data.packing import PackLimits, packs, prepare
