@@ -75,7 +75,10 @@ class Contrast(Objective):
             ValueError: the batch has no branches about pictures.
         """
         if not self.count(batch) or not batch.grids:
-            raise ValueError("the contrast objective needs questions about pictures (turns >= 2, with pictures)")
+            raise ValueError(
+                "the contrast objective needs questions about pictures: give the stage tasks such as what or "
+                "box_to_name, whose samples are independent questions (not text, not dialogue)"
+            )
         answers, kind_X = _distinct_answers(batch)
         words_AD = torch.stack([model.embed.weight[a].mean(0) for a in answers]).detach()
         words_AD = F.normalize(words_AD - words_AD.mean(0), dim=-1)
