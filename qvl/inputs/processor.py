@@ -21,7 +21,7 @@ from qvl.inputs.sequence import Sequence, next_token_labels, pack
 from qvl.media.load import Visual, load_image, load_video
 from qvl.media.resize import Geometry, PixelBudget
 from qvl.media.video import VideoBudget
-from qvl.text.chat import ChatFormat, Chunk, ImageChunk, TextChunk, VideoChunk, chat_format
+from qvl.text.chat import ChatFormat, Chunk, ImageChunk, TextChunk, VideoChunk, WordPictureChunk, chat_format
 from qvl.text.messages import Image, Message, Text, Video, parse_messages
 from qvl.text.tokenizer import Tokenizer
 
@@ -48,13 +48,17 @@ class _Expansion:
     def vision(self, visual: Visual, grid: tuple[int, int, int], start: int, pad: int, end: int) -> None:
         """`grid`: merged tokens (temporal, height, width)."""
         count = math.prod(grid)
-        self._rows.extend(range(len(self._ids) + 1, len(self._ids) + 1 + count))
-        self._ids += [start, *[pad] * count, end]
-        self._supervised += [False] * (count + 2)
+        self._visuals.append(visual)
+        self.cells([pad] * count, grid, start, end)
+
+    def cells(self, ids: Seq[int], grid: tuple[int, int, int], start: int, end: int) -> None:
+        """One token per vision token, with the positions of a picture."""
+        self._rows.extend(range(len(self._ids) + 1, len(self._ids) + 1 + len(ids)))
+        self._ids += [start, *ids, end]
+        self._supervised += [False] * (len(ids) + 2)
         # `<|vision_start|>` closes the text run before the picture, `<|vision_end|>` opens the one after it.
         self._runs += [TextRun(self._text_run + 1), VisionRun(grid)]
         self._text_run = 1
-        self._visuals.append(visual)
 
     def close(self, rope_axes: int, labels: bool, name: str) -> Sequence:
         positions = mrope_positions if rope_axes == 3 else linear_positions
@@ -194,6 +198,8 @@ class Processor:
         for chunk in chunks:
             if isinstance(chunk, TextChunk):
                 out.text(chunk.ids, chunk.supervised)
+            elif isinstance(chunk, WordPictureChunk):
+                out.cells(chunk.ids, (1, *chunk.hw), self._start, self._end)
             else:
                 visual, pad = self._see(chunk)
                 t, h, w = visual.grid

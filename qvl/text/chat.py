@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, final
 
-from qvl.text.messages import Image, Message, Text, Video
+from qvl.text.messages import Image, Message, Text, Video, WordPicture
 from qvl.text.template import DEFAULT_SYSTEM
 from qvl.text.tokenizer import Tokenizer
 
@@ -37,7 +37,17 @@ class VideoChunk:
     part: Video
 
 
-Chunk = TextChunk | ImageChunk | VideoChunk
+@dataclass(frozen=True)
+class WordPictureChunk:
+    """A picture told in words; it takes the positions of a picture of as many vision tokens."""
+
+    hw: tuple[int, int]
+    """Rows and columns of words."""
+    ids: tuple[int, ...]
+    """One token per word, row by row. A word of several tokens shows each of them in turn over neighbouring places."""
+
+
+Chunk = TextChunk | ImageChunk | VideoChunk | WordPictureChunk
 
 
 class ChatFormat(ABC):
@@ -198,6 +208,9 @@ class _Chunks:
             elif isinstance(part, Image):
                 self._images += 1
                 self._picture(ImageChunk(part), f"Picture {self._images}: ")
+            elif isinstance(part, WordPicture):
+                self._images += 1
+                self._picture(self._told(part), f"Picture {self._images}: ")
             else:
                 self._videos += 1
                 self._picture(VideoChunk(part), f"Video {self._videos}: ")
@@ -206,7 +219,12 @@ class _Chunks:
         self._close_chunk()
         return self._chunks
 
-    def _picture(self, chunk: ImageChunk | VideoChunk, number: str) -> None:
+    def _told(self, part: WordPicture) -> WordPictureChunk:
+        tokens = {word: self._tokenizer.encode(f" {word}") for row in part.words for word in row}
+        ids = (tokens[w][(y + x) % len(tokens[w])] for y, row in enumerate(part.words) for x, w in enumerate(row))
+        return WordPictureChunk((len(part.words), len(part.words[0])), tuple(ids))
+
+    def _picture(self, chunk: ImageChunk | VideoChunk | WordPictureChunk, number: str) -> None:
         if self._number_pictures:
             self.text(number, supervised=False)  # written for the model, also inside an assistant's turn
         self._close_chunk()
