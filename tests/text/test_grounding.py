@@ -6,9 +6,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from qvl.text.family import QWEN2_VL
 from qvl.text.grounding import Coordinates, Grounded, box, parse_grounding, plain_text, quad, ref
-from qvl.text.vocabulary import GROUNDING_MARKS
 
+GROUNDING_MARKS = QWEN2_VL.markup.written
 COORDINATE = st.integers(0, 999)
 SPAN = st.tuples(COORDINATE, COORDINATE).map(sorted)
 BOXES = st.builds(lambda x, y: (x[0], y[0], x[1], y[1]), SPAN, SPAN)
