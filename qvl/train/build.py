@@ -15,6 +15,7 @@ from qvl.inputs.processor import Processor, ProcessorConfig
 from qvl.media.resize import PixelBudget
 from qvl.models.qwen2_vl.config import Qwen2VLConfig, TokenIds, preset, with_vocabulary
 from qvl.models.qwen2_vl.model import Qwen2VL
+from qvl.text.folder import has_tokenizer
 from qvl.text.messages import Text
 from qvl.text.tokenizer import Tokenizer
 from qvl.train.config import StageConfig, TrainConfig
@@ -100,7 +101,7 @@ class WorldSource:
 
 
 def _tokenizer(config: TrainConfig, folder: str | Path | None) -> Tokenizer:
-    if folder is not None and (Path(folder) / "tokenizer.json").is_file():
+    if folder is not None and has_tokenizer(folder):
         return Tokenizer.from_folder(folder)
     phrases = dict.fromkeys(phrase for stage in config.stages for phrase in World(stage.world).lexicon())
     tokenizer = Tokenizer.reduced(phrases, _BASE_RANKS)

@@ -64,6 +64,8 @@ class StageConfig:
     """Most tokens of one packed forward pass."""
     patches_per_pack: int = 4096
     """Most patches of one packed forward pass."""
+    same_task: bool = False
+    """Samples of one task only in a pack (Qwen-VL's multi-task stage); `accumulate` then mixes tasks in a step."""
     accumulate: int = 1
     """Packs per optimizer step."""
     evaluate: bool = True
