@@ -16,7 +16,7 @@ from torch import Tensor
 from qvl.batch import IGNORE, Batch
 from qvl.data.packing import Pack
 from qvl.layers.attention import PackedContext
-from qvl.models.qwen2_vl.model import Qwen2VL
+from qvl.models.vlm import VisionLanguageModel
 from qvl.train.loss import token_losses
 
 _CONTRAST_SCALE = 20.0
@@ -29,7 +29,7 @@ class Objective(ABC):
         """Items the batch is scored on."""
 
     @abstractmethod
-    def losses(self, model: Qwen2VL, batch: Batch) -> Tensor:
+    def losses(self, model: VisionLanguageModel, batch: Batch) -> Tensor:
         """float32 [X], one loss per item."""
 
     @abstractmethod
@@ -44,7 +44,7 @@ class NextToken(Objective):
     def count(self, batch: Batch) -> int:
         return batch.target_count
 
-    def losses(self, model: Qwen2VL, batch: Batch) -> Tensor:
+    def losses(self, model: VisionLanguageModel, batch: Batch) -> Tensor:
         return token_losses(model, batch)[0]
 
     def by_task(self, losses_X: Tensor, pack: Pack, tasks: tuple[str, ...]) -> dict[str, tuple[float, int]]:
@@ -68,7 +68,7 @@ class Contrast(Objective):
     def count(self, batch: Batch) -> int:
         return sum(p >= 0 for p in batch.parents)
 
-    def losses(self, model: Qwen2VL, batch: Batch) -> Tensor:
+    def losses(self, model: VisionLanguageModel, batch: Batch) -> Tensor:
         """Cross-entropy of each branch's answer among the distinct answers of the batch.
 
         Raises:
