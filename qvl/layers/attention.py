@@ -245,7 +245,7 @@ def _attend_explicit(q_SNLH: Tensor, k_SKYH: Tensor, v_SKYH: Tensor, hidden_SLY:
     segments, heads, length, size = q_SNLH.shape
     kv_heads = k_SKYH.shape[1]
     # Query heads that share a key head become more query rows of it, so keys are never copied.
-    q_SKXH = (q_SNLH * size**-0.5).reshape(segments, kv_heads, -1, size)
+    q_SKXH = (q_SNLH * size**-0.5).reshape(segments, kv_heads, heads // kv_heads * length, size)
     scores_SKXY = q_SKXH @ k_SKYH.transpose(-1, -2)
     if hidden_SLY is not None:
         per_head = scores_SKXY.unflatten(2, (-1, length))
