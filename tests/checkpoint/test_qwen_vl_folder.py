@@ -197,7 +197,8 @@ def test_missing_extra_and_wrong_tensors(saved: Path) -> None:
     torch.save(tensors, saved / "pytorch_model.bin")
     message = (
         r"missing 1: transformer.visual.attn_pool.pos_embed; not part of the model 1: "
-        r"transformer.visual.class_embedding \(in pytorch_model.bin\); of another shape 1: transformer.ln_f.weight is \[65\], config.json wants \[64\]"
+        r"transformer.visual.class_embedding \(in pytorch_model.bin\); of another shape 1: "
+        r"transformer.ln_f.weight is \[65\], config.json wants \[64\]"
     )
     with pytest.raises(ValueError, match=message):
         load_model(saved)
