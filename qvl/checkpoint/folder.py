@@ -15,19 +15,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from qvl.checkpoint.hf_config import config_json, parse_config
+from qvl.checkpoint.configs import config_json, parse_config
 from qvl.checkpoint.hf_settings import GENERATION_FILE, GenerationDefaults, generation_json
 from qvl.checkpoint.jsonfile import Fields, dump
 from qvl.checkpoint.stage import staged_folder
 from qvl.checkpoint.weights import OLD_FILES, Stored, WeightFiles, some, write_weights
-from qvl.models.keys import Entry
-from qvl.models.qwen2_vl.model import Qwen2VL
-from qvl.models.registry import Family, family, family_of
+from qvl.models.keys import Entry, stored_tensors
+from qvl.models.registry import Family, family_of
+from qvl.models.vlm import VisionLanguageModel
 
 _log = logging.getLogger(__name__)
 
 
-def load_model(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Qwen2VL:
+def load_model(
+    path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> VisionLanguageModel:
     """Builds the model that the folder's config.json describes and fills it tensor by tensor.
 
     Peak memory is the model plus its largest stored tensor. Stored values of another dtype are cast.
@@ -44,15 +46,13 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu", dtype: t
             "bfloat16). Load with dtype bfloat16 or float32; float16 files are cast"
         )
     fields = Fields.read(folder / "config.json")
-    kind = family(fields.data.get("model_type"))
-    config = parse_config(fields)
+    kind, config = parse_config(fields)
     stored = _by_old_name(WeightFiles.find(folder), kind)
     if not config.tie_embeddings and kind.head not in stored.files and kind.embed in stored.files:
         _log.warning("%s has no %s: the head is taken to be the embedding (tied)", folder, kind.head)
         config = replace(config, tie_embeddings=True)
     with torch.device("meta"):
         model = kind.module(config)
-    assert isinstance(model, Qwen2VL)
     entries = kind.entries(model)
     if config.tie_embeddings:
         _check_tied_head(stored, kind, folder)
@@ -62,7 +62,7 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu", dtype: t
 
 
 def save_model(
-    model: Qwen2VL,
+    model: VisionLanguageModel,
     path: str | Path,
     *,
     max_shard_bytes: float = 5e9,
@@ -94,14 +94,14 @@ def save_model(
 
 
 def _to_store(model: nn.Module, kind: Family, dtype: torch.dtype) -> Iterator[Stored]:
-    parameters = dict(model.named_parameters())
+    tensors = stored_tensors(model)
     for entry in kind.entries(model):
-        for part, view in entry.views(parameters[entry.ours].detach()):
-            yield Stored(part.name, view.numel() * dtype.itemsize, partial(_ready, view, dtype))
+        for part, view in entry.views(tensors[entry.ours].detach()):
+            yield Stored(part.name, view.numel() * dtype.itemsize, partial(_ready, view, part.shape, dtype))
 
 
-def _ready(view: Tensor, dtype: torch.dtype) -> Tensor:
-    return view.to("cpu", dtype).contiguous()
+def _ready(view: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return view.to("cpu", dtype).reshape(shape).contiguous()
 
 
 def _by_old_name(found: WeightFiles, kind: Family) -> WeightFiles:
@@ -162,7 +162,7 @@ def _fill(
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:
-    """Gives every parameter its own memory and copies the parts into their rows."""
+    """Gives every parameter and table its own memory and copies the parts into their rows."""
     names_of: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names_of.setdefault(id(parameter), []).append(name)
@@ -171,9 +171,10 @@ def _fill(
     for entry in entries:
         values = torch.empty(entry.shape, dtype=dtype, device=device)
         for _, view in entry.views(values):
-            view.copy_(next(tensors))
-        parameter = nn.Parameter(values)
-        for name in aliases[entry.ours]:
+            view.copy_(next(tensors).reshape(view.shape))
+        names = aliases.get(entry.ours)
+        filled = nn.Parameter(values) if names else values  # what is not a parameter is a fixed table
+        for name in names or [entry.ours]:
             module, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(module), leaf, parameter)
-    assert not any(p.is_meta for p in model.parameters()), "a parameter was not filled"
+            setattr(model.get_submodule(module), leaf, filled)
+    assert not any(tensor.is_meta for tensor in stored_tensors(model).values()), "a tensor was not filled"

@@ -96,7 +96,7 @@ def config_json(config: Qwen2VLConfig, dtype: torch.dtype) -> dict[str, Any]:
         "rope_theta": text.rope_theta,
         "sliding_window": config.max_positions,
         "tie_word_embeddings": config.tie_embeddings,
-        "torch_dtype": next(name for name, value in _DTYPES.items() if value == dtype),
+        "torch_dtype": dtype_name(dtype),
         "use_cache": True,
         "use_sliding_window": False,
         "vision_config": _vision_json(config.vision, text.width),
@@ -107,6 +107,11 @@ def config_json(config: Qwen2VLConfig, dtype: torch.dtype) -> dict[str, Any]:
     else:
         data[ROPE_AXES_KEY] = 1
     return data
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """How a config.json spells `dtype` ("bfloat16")."""
+    return next(name for name, value in _DTYPES.items() if value == dtype)
 
 
 def stored_dtype(data: Mapping[str, Any]) -> torch.dtype | None:

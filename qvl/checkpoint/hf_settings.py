@@ -7,16 +7,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from qvl.checkpoint.jsonfile import Fields
 from qvl.media.resize import Geometry, PixelBudget
-from qvl.models.qwen2_vl.config import TokenIds
 
 GENERATION_FILE = "generation_config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 _PROCESSOR_FILE = "processor_config.json"
 _BICUBIC = 3
+
+
+class EndIds(Protocol):
+    """What is needed of any family's token ids."""
+
+    @property
+    def bos(self) -> int: ...
+
+    @property
+    def eos(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -35,12 +44,12 @@ class GenerationDefaults:
     repetition_penalty: float = 1.0
 
     @classmethod
-    def of(cls, ids: TokenIds) -> GenerationDefaults:
-        """Greedy, ending at `<|im_end|>` or `<|endoftext|>` (which also serves as padding, as released)."""
-        return cls(stop_ids=(ids.eos, ids.bos), pad_id=ids.bos, bos_id=ids.bos)
+    def of(cls, ids: EndIds) -> GenerationDefaults:
+        """Greedy, ending at `<|endoftext|>` (which also serves as padding, as released) or, Qwen2-VL, `<|im_end|>`."""
+        return cls(stop_ids=tuple(dict.fromkeys((ids.eos, ids.bos))), pad_id=ids.bos, bos_id=ids.bos)
 
 
-def read_generation(path: Path, ids: TokenIds) -> GenerationDefaults:
+def read_generation(path: Path, ids: EndIds) -> GenerationDefaults:
     """`generation_config.json` of folder `path`; without the file, `GenerationDefaults.of(ids)`."""
     file = path / GENERATION_FILE
     if not file.exists():
@@ -65,7 +74,8 @@ def generation_json(defaults: GenerationDefaults) -> dict[str, Any]:
     data: dict[str, Any] = {
         "bos_token_id": defaults.bos_id,
         "do_sample": defaults.do_sample,
-        "eos_token_id": list(defaults.stop_ids),
+        # The official code of Qwen-VL takes a number only.
+        "eos_token_id": list(defaults.stop_ids) if len(defaults.stop_ids) > 1 else defaults.stop_ids[0],
         "pad_token_id": defaults.pad_id,
         "repetition_penalty": defaults.repetition_penalty,
     }

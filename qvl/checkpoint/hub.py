@@ -9,7 +9,9 @@ import re
 from pathlib import Path
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_WANTED = ("*.json", "*.safetensors", "*.jinja", "*.txt")
+_WANTED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.tiktoken")
+_OLD_WEIGHTS = "pytorch_model*.bin"
+"""Fetched only where there are no safetensors (Qwen-VL)."""
 
 
 def resolve(path_or_hub_id: str | Path) -> Path:
@@ -33,7 +35,10 @@ def resolve(path_or_hub_id: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_WANTED)))
+        folder = Path(snapshot_download(name, allow_patterns=list(_WANTED)))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*_WANTED, _OLD_WEIGHTS]))
+        return folder
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()
         raise FileNotFoundError(

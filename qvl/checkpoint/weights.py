@@ -1,6 +1,7 @@
-"""Tensors in safetensors files: one file, or shards with an index.
+"""The weights of a folder: one file, or shards with an index.
 
-Knows: where each tensor lies, how to read one without the others, how to write shards.
+Knows: where each tensor lies, how to read one without the others, how to write shards. Reads safetensors and, in
+folders without them, `pytorch_model*.bin`; writes safetensors.
 Does not know: models, configurations, what the tensors mean.
 """
 
@@ -12,16 +13,19 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from qvl.checkpoint.jsonfile import Fields, dump
+from qvl.checkpoint.tensor_files import open_tensors
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 OLD_FILES = ("model*.safetensors", INDEX_FILE)
 """What a newly written set of weights supersedes in a folder."""
+_OLD_SINGLE_FILE = "pytorch_model.bin"
+_OLD_INDEX_FILE = "pytorch_model.bin.index.json"
 _REMAP_BYTES = 1 << 28
 
 
@@ -48,19 +52,22 @@ class WeightFiles:
 
     @classmethod
     def find(cls, folder: Path) -> WeightFiles:
-        """Reads the headers of `model.safetensors`, or of every shard that the index names.
+        """Reads the headers of `model.safetensors`, or of every shard that the index names; without either, those of
+        `pytorch_model.bin` or its shards.
 
         Raises:
             FileNotFoundError: no weights, or a shard that the index names is missing.
             ValueError: a file is damaged or cut off, both forms are there, or index and shards disagree.
         """
         single, index = folder / SINGLE_FILE, folder / INDEX_FILE
+        if not single.exists() and not index.exists():
+            single, index = folder / _OLD_SINGLE_FILE, folder / _OLD_INDEX_FILE
         if single.exists() and index.exists():
-            raise ValueError(f"{folder} holds both {SINGLE_FILE} and {INDEX_FILE}; delete the one that is out of date")
+            raise ValueError(f"{folder} holds both {single.name} and {index.name}; delete the one that is out of date")
         if not single.exists() and not index.exists():
             raise FileNotFoundError(_no_weights(folder))
         promised = _weight_map(index) if index.exists() else {}
-        shards = sorted({*promised.values()}) if promised else [SINGLE_FILE]
+        shards = sorted({*promised.values()}) if promised else [single.name]
         absent = [name for name in shards if not (folder / name).exists()]
         if absent:
             count = sum(1 for shard in promised.values() if shard in absent)
@@ -71,7 +78,7 @@ class WeightFiles:
         files: dict[str, Path] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         for name in shards:
-            for key, shape in _header(folder / name):
+            for key, shape in open_tensors(folder / name).shapes().items():
                 files[key], shapes[key] = folder / name, shape
         lost = [key for key, shard in promised.items() if files.get(key) != folder / shard]
         if lost:
@@ -96,8 +103,8 @@ class WeightFiles:
         for name in names:
             if mapped is None or current != self.files[name] or used > _REMAP_BYTES:
                 current, used = self.files[name], 0
-                mapped = safe_open(current, framework="pt")
-            tensor = mapped.get_tensor(self._stored_names.get(name, name))
+                mapped = open_tensors(current)
+            tensor = mapped.get(self._stored_names.get(name, name))
             used += tensor.nbytes
             yield tensor
             del tensor
@@ -111,22 +118,14 @@ def _weight_map(index: Path) -> dict[str, str]:
     return dict(weight_map)
 
 
-def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes in one file."""
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a mapping)
-                yield name, tuple(tensors.get_slice(name).get_shape())
-    except SafetensorError as error:
-        raise ValueError(
-            f"{file} ({file.stat().st_size:,} bytes) is damaged or cut off ({error}); download or copy it again"
-        ) from None
-
-
 def _no_weights(folder: Path) -> str:
-    others = [p.name for pattern in ("*.safetensors", "*.bin", "*.gguf", "*.pth") for p in sorted(folder.glob(pattern))]
+    others = [
+        p.name
+        for pattern in ("*.safetensors", "*.bin", "*.gguf", "*.pth", "*.pt")
+        for p in sorted(folder.glob(pattern))
+    ]
     found = f"; it holds {some(others)}, which are not read" if others else ""
-    return f"no {SINGLE_FILE} and no {INDEX_FILE} in {folder}{found}"
+    return f"no {SINGLE_FILE} and no {INDEX_FILE} (nor {_OLD_SINGLE_FILE}) in {folder}{found}"
 
 
 @dataclass(frozen=True)

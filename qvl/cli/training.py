@@ -22,7 +22,7 @@ from qvl.cli.recipe import differences, read_recipe, recipe_text
 from qvl.engine.generate import Engine
 from qvl.engine.vlm import VLM
 from qvl.inputs.processor import Processor
-from qvl.models.qwen2_vl.model import Qwen2VL
+from qvl.models.vlm import VisionLanguageModel
 from qvl.runtime import cpu_name, peak_memory_bytes, seed_everything, set_threads
 from qvl.train.build import build, world_source
 from qvl.train.config import StageConfig, TrainConfig
@@ -100,7 +100,7 @@ def parameters_by_part(model: nn.Module) -> dict[str, int]:
 def _measure_stage(config: TrainConfig, processor: Processor, model: nn.Module, stage: StageConfig) -> None:
     if not stage.evaluate:
         return
-    assert isinstance(model, Qwen2VL)
+    assert isinstance(model, VisionLanguageModel)
     measure(
         Engine(model, processor.with_options(chat_format=stage.chat_format)),
         stage.world,

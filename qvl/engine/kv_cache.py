@@ -1,6 +1,6 @@
 """Keys and values of rows that are being answered, and attention over them.
 
-Knows: which row holds how many tokens, how to attend to the past without computing it again.
+Knows: which row holds how many tokens and began with how many, how to attend to the past without computing it again.
 Does not know: requests, tokens, sampling, positions (keys arrive already rotated).
 
 Live rows are always 0 .. rows-1, so that a decoding step works on slices and copies nothing; when a row leaves, the
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qvl.batch import Batch
-from qvl.layers.attention import AttnContext, SegmentPlan, attend_dense
+from qvl.layers.attention import AttnContext, SegmentPlan, Span, attend_dense
 
 _FIRST_CAPACITY = 64
 _GROWTH = 1.5
@@ -36,6 +36,7 @@ class KVCache:
         self._keys = [torch.zeros(empty, dtype=dtype, device=device) for _ in range(layers)]
         self._values = [torch.zeros(empty, dtype=dtype, device=device) for _ in range(layers)]
         self._lens: list[int] = []
+        self._first: list[int] = []
         self.device = device
 
     @property
@@ -51,6 +52,7 @@ class KVCache:
     def add_row(self) -> int:
         """Opens an empty row and returns its number."""
         self._lens.append(0)
+        self._first.append(0)
         return self.rows - 1
 
     def drop_row(self, row: int) -> None:
@@ -60,8 +62,9 @@ class KVCache:
             held = self._lens[last]
             for store in (*self._keys, *self._values):
                 store[row, :, :held] = store[last, :, :held]
-            self._lens[row] = self._lens[last]
+            self._lens[row], self._first[row] = self._lens[last], self._first[last]
         self._lens.pop()
+        self._first.pop()
 
     def context(self, batch: Batch, rows: Sequence[int]) -> CachedContext:
         """Attention for a forward pass in which sequence s of `batch` goes on in row `rows[s]`.
@@ -73,9 +76,11 @@ class KVCache:
         assert not batch.parents, "branches have no rows of their own"
         past = [self._lens[row] for row in rows]
         for row, new in zip(rows, batch.seq_lens, strict=True):
+            self._first[row] = self._first[row] or new
             self._lens[row] += new
         self._grow()
-        return CachedContext(self, batch, tuple(rows), past)
+        spans = tuple(Span(new, self._first[row]) for row, new in zip(rows, batch.seq_lens, strict=True))
+        return CachedContext(self, batch, tuple(rows), past, spans)
 
     def write(self, layer: int, rows_T: Tensor, slots_T: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> None:
         """Puts token t into slot `slots_T[t]` of row `rows_T[t]`."""
@@ -109,12 +114,15 @@ class CachedContext(AttnContext):
     one product over all rows), anything else (a prompt goes on: row by row).
     """
 
-    def __init__(self, cache: KVCache, batch: Batch, rows: tuple[int, ...], past: list[int]) -> None:
+    def __init__(
+        self, cache: KVCache, batch: Batch, rows: tuple[int, ...], past: list[int], spans: tuple[Span, ...]
+    ) -> None:
         device = cache.device
         self._cache = cache
         self._rows = rows
         self._past = past
         self._lens = batch.seq_lens
+        self._spans = spans
         slots = [slot for begin, n in zip(past, self._lens, strict=True) for slot in range(begin, begin + n)]
         self._slots_T = torch.tensor(slots, dtype=torch.long, device=device)
         of_row = [row for row, n in zip(rows, self._lens, strict=True) for _ in range(n)]
@@ -124,6 +132,10 @@ class CachedContext(AttnContext):
         self._longest = max(begin + n for begin, n in zip(past, self._lens, strict=True))
         self._hidden_BY = self._not_held() if self._step else None
         self._vision = SegmentPlan.build(batch.segment_lens, causal=False, device=device)
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        return self._spans
 
     def text(self, layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
         self._cache.write(layer, self._rows_T, self._slots_T, k_TKH, v_TKH)

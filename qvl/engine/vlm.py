@@ -1,15 +1,11 @@
 """The front door: a model, its processor and an engine, loaded from a folder and saved into one.
 
-Knows: which files of a folder decide what. Does not know: how replies are computed (`qvl.engine.generate`).
-
-The chat form of a model ("chatml", or "raw" for one that was only pretrained) stands in generation_config.json under
-`chat_format`, where the official Qwen-VL folders have it too; transformers and vLLM carry the key along unused. A
-folder without it is ChatML.
+Knows: what makes a folder whole. Does not know: how replies are computed (`qvl.engine.generate`), which processor
+belongs to which model (`qvl.engine.pairing`).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, final, get_args
@@ -17,29 +13,20 @@ from typing import Any, Literal, final, get_args
 import torch
 
 from qvl.checkpoint.folder import load_model, save_model
-from qvl.checkpoint.hf_settings import (
-    GENERATION_FILE,
-    PREPROCESSOR_FILE,
-    Preprocessing,
-    preprocessing_json,
-    read_preprocessing,
-)
 from qvl.checkpoint.hub import resolve
-from qvl.checkpoint.jsonfile import Fields, dump
 from qvl.checkpoint.stage import staged_folder
 from qvl.checkpoint.weights import OLD_FILES
 from qvl.engine.api import Reply, Request, Sampling
 from qvl.engine.generate import Engine, Limits
-from qvl.inputs.processor import ChatFormatName, Processor, ProcessorConfig, Resize
-from qvl.models.qwen2_vl.config import Qwen2VLConfig
-from qvl.models.qwen2_vl.model import Qwen2VL
+from qvl.engine.pairing import check_match, processor_for, save_processor
+from qvl.inputs.processor import Processor, Resize
+from qvl.models.vlm import VisionLanguageModel
 from qvl.text.messages import Message
 from qvl.text.tokenizer import Tokenizer
 
 Messages = Sequence[Mapping[str, Any] | Message]
 Dtype = Literal["float32", "bfloat16", "float16"]
 _DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_CHAT_FORMAT_KEY = "chat_format"
 
 
 @final
@@ -49,12 +36,12 @@ class VLM:
     `processor([messages], generation_prompt=True)` is a packed `Batch`, `model(batch)` its logits [T, V].
     """
 
-    def __init__(self, model: Qwen2VL, processor: Processor, limits: Limits | None = None) -> None:
+    def __init__(self, model: VisionLanguageModel, processor: Processor, limits: Limits | None = None) -> None:
         """
         Raises:
             ValueError: the processor's vocabulary or geometry is not the model's.
         """
-        _check_match(model.config, processor)
+        check_match(model.config, processor)
         self.model = model
         self.processor = processor
         self.engine = Engine(model, processor, limits)
@@ -127,15 +114,9 @@ class VLM:
             OSError: the disk is full; nothing is changed then.
             ValueError: the format cannot express the model's configuration.
         """
-        config = self.processor.config
         with staged_folder(Path(folder), replaces=OLD_FILES) as stage:
             save_model(self.model, stage)
-            self.tokenizer.save(stage)
-            settings = preprocessing_json(Preprocessing(config.geometry, config.pixels))
-            (stage / PREPROCESSOR_FILE).write_text(dump(settings), encoding="utf-8")
-            generation = stage / GENERATION_FILE
-            data = json.loads(generation.read_text(encoding="utf-8")) | {_CHAT_FORMAT_KEY: config.chat_format}
-            generation.write_text(dump(data), encoding="utf-8")
+            save_processor(self.processor, stage)
 
 
 @final
@@ -184,15 +165,7 @@ def load(
             raise ValueError(f"{name}={value!r} is not supported by this version; leave {name} at None")
     folder = resolve(path_or_id)
     model = load_model(folder, device=_device(device), dtype=_DTYPES[dtype]).eval()
-    settings = read_preprocessing(folder)
-    config = ProcessorConfig(
-        geometry=settings.geometry,
-        pixels=settings.budget,
-        chat_format=_read_chat_format(folder),
-        resize=resize,
-        rope_axes=3 if model.config.text.rope_axes == 3 else 1,
-    )
-    return VLM(model, Processor(Tokenizer.from_folder(folder), config))
+    return VLM(model, processor_for(model.config, folder, resize))
 
 
 def _texts(stop: str | Sequence[str]) -> tuple[str, ...]:
@@ -207,41 +180,3 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {name!r} was asked for, but torch finds no CUDA device here; use device='cpu'")
     return device
-
-
-def _read_chat_format(folder: Path) -> ChatFormatName:
-    file = folder / GENERATION_FILE
-    name = Fields.read(file).data.get(_CHAT_FORMAT_KEY, "chatml") if file.exists() else "chatml"
-    if name not in get_args(ChatFormatName):
-        raise ValueError(f"{file}: {_CHAT_FORMAT_KEY} is {name!r}; known are {', '.join(get_args(ChatFormatName))}")
-    return name
-
-
-def _check_match(config: Qwen2VLConfig, processor: Processor) -> None:
-    tokenizer, geometry = processor.tokenizer, processor.config.geometry
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} ids but the model's embedding only {config.vocab_size} rows: "
-            "they come from different models"
-        )
-    ids = config.ids
-    for name, model_id in (
-        ("<|image_pad|>", ids.image_pad),
-        ("<|video_pad|>", ids.video_pad),
-        ("<|vision_start|>", ids.vision_start),
-        ("<|vision_end|>", ids.vision_end),
-    ):
-        if tokenizer.special(name) != model_id:
-            raise ValueError(
-                f"{name} is id {tokenizer.special(name)} in the tokenizer and {model_id} in config.json: "
-                "they come from different models"
-            )
-    ours = (geometry.patch, geometry.merge, geometry.temporal)
-    theirs = (config.vision.patch, config.vision.merge, config.vision.temporal_patch)
-    if ours != theirs:
-        raise ValueError(f"preprocessing cuts (patch, merge, temporal) = {ours}, the vision tower wants {theirs}")
-    if processor.config.rope_axes != config.text.rope_axes:
-        raise ValueError(
-            f"the processor makes positions on {processor.config.rope_axes} axes, "
-            f"the model wants {config.text.rope_axes}"
-        )

@@ -29,8 +29,23 @@ _PAD_WASTE = 1.3
 """Causal segments of similar length share one call if that computes at most this many times the real rows."""
 
 
+@dataclass(frozen=True)
+class Span:
+    """The rows of one sequence in a pass."""
+
+    rows: int
+    first: int
+    """Rows of the sequence's first pass (its prompt, with its parent's rows for a branch). What depends on a length
+    goes by this one, so that it stays the same while the sequence grows."""
+
+
 class AttnContext(ABC):
     """What a model asks for attention. Queries `[T, N, H]`, keys and values `[T, K, H]`, result `[T, N, H]`."""
+
+    @property
+    @abstractmethod
+    def spans(self) -> tuple[Span, ...]:
+        """The sequences of the pass, in the order of their rows."""
 
     @abstractmethod
     def text(self, layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
@@ -49,6 +64,12 @@ class PackedContext(AttnContext):
         device = batch.tokens_T.device
         self._text = SegmentPlan.build(batch.seq_lens, causal=True, device=device, parents=batch.parents)
         self._vision = SegmentPlan.build(batch.segment_lens, causal=False, device=device)
+        past = (batch.seq_lens[p] if p >= 0 else 0 for p in batch.parents or (-1,) * len(batch.seq_lens))
+        self._spans = tuple(Span(n, before + n) for n, before in zip(batch.seq_lens, past, strict=True))
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        return self._spans
 
     def text(self, layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
         return self._text.attend(q_TNH, k_TKH, v_TKH)
@@ -224,7 +245,7 @@ def _attend_explicit(q_SNLH: Tensor, k_SKYH: Tensor, v_SKYH: Tensor, hidden_SLY:
     segments, heads, length, size = q_SNLH.shape
     kv_heads = k_SKYH.shape[1]
     # Query heads that share a key head become more query rows of it, so keys are never copied.
-    q_SKXH = (q_SNLH * size**-0.5).reshape(segments, kv_heads, -1, size)
+    q_SKXH = (q_SNLH * size**-0.5).reshape(segments, kv_heads, heads // kv_heads * length, size)
     scores_SKXY = q_SKXH @ k_SKYH.transpose(-1, -2)
     if hidden_SLY is not None:
         per_head = scores_SKXY.unflatten(2, (-1, length))

@@ -9,13 +9,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from torch import Tensor, nn
 
 from qvl.layers.attention import AttnContext
 from qvl.layers.linear import FusedLinear
 from qvl.layers.mlp import SwiGLU
 from qvl.layers.norm import RMSNorm
-from qvl.layers.rope import cos_sin, rotate, text_angles
+from qvl.layers.rope import cos_sin, logn_scale, ntk_angles, rotate, text_angles
+
+Turn = tuple[Tensor, Tensor]
+"""Cosine and sine of each row, [T, 1, H / 2]."""
+
+
+@dataclass(frozen=True)
+class BeyondTraining:
+    """How Qwen-7B reads more tokens than it was trained on. Only in evaluation; up to `trained_len` nothing changes."""
+
+    trained_len: int = 2048
+    dynamic_ntk: bool = True
+    """Rotary angles turn slower by the length of the sequence's first pass (`ntk_angles`)."""
+    logn: bool = True
+    """Queries grow with their position (`logn_scale`)."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +50,9 @@ class DecoderConfig:
     rope_theta: float = 1e6
     rope_sections: tuple[int, ...] = ()
     """Frequencies per rope axis (time, row, column); empty = one axis."""
+    rope_float32: bool = False
+    """Rotate in float32 whatever the model's dtype (Qwen-7B); else in the model's dtype (Qwen2)."""
+    beyond: BeyondTraining | None = None
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -44,6 +62,8 @@ class DecoderConfig:
                 f"rope_sections {self.rope_sections} sum to {sum(self.rope_sections)}, "
                 f"but a head of size {self.head_size} has {self.head_size // 2} frequencies"
             )
+        if self.beyond is not None and self.rope_sections:
+            raise ValueError(f"dynamic NTK and logn are for one rope axis, not for sections {self.rope_sections}")
 
     @property
     def rope_axes(self) -> int:
@@ -64,10 +84,10 @@ class DecoderLayer(nn.Module):
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = SwiGLU(config.width, config.mlp_hidden)
 
-    def forward(self, x_TD: Tensor, cos: Tensor, sin: Tensor, attn: AttnContext) -> Tensor:
+    def forward(self, x_TD: Tensor, turn_q: Turn, turn_k: Turn, attn: AttnContext) -> Tensor:
         heads = self.qkv(self.attn_norm(x_TD)).unflatten(-1, (-1, self.head_size))
         q_TNH, k_TKH, v_TKH = heads.split(self.split, dim=1)
-        y_TNH = attn.text(self.index, rotate(q_TNH, cos, sin), rotate(k_TKH, cos, sin), v_TKH)
+        y_TNH = attn.text(self.index, rotate(q_TNH, *turn_q), rotate(k_TKH, *turn_k), v_TKH)
         x_TD = x_TD + self.out(y_TNH.flatten(1))
         return x_TD + self.mlp(self.mlp_norm(x_TD))
 
@@ -83,8 +103,24 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.width, config.norm_eps)
 
     def forward(self, x_TD: Tensor, positions_RT: Tensor, attn: AttnContext) -> Tensor:
-        c = self.config
-        cos, sin = cos_sin(text_angles(positions_RT, c.head_size, c.rope_theta, c.rope_sections), x_TD.dtype)
+        turn_q, turn_k = self._turns(positions_RT, torch.float32 if self.config.rope_float32 else x_TD.dtype, attn)
         for layer in self.layers:
-            x_TD = layer(x_TD, cos, sin, attn)
+            x_TD = layer(x_TD, turn_q, turn_k, attn)
         return self.norm(x_TD)
+
+    def _turns(self, positions_RT: Tensor, dtype: torch.dtype, attn: AttnContext) -> tuple[Turn, Turn]:
+        """How queries and keys are rotated. A query's length (logn) is part of its rotation."""
+        c = self.config
+        if c.beyond is None or self.training:
+            turn = cos_sin(text_angles(positions_RT, c.head_size, c.rope_theta, c.rope_sections), dtype)
+            return turn, turn
+        if c.beyond.dynamic_ntk:
+            spans = tuple((span.rows, span.first) for span in attn.spans)
+            angles_TF = ntk_angles(positions_RT, c.head_size, c.rope_theta, spans, c.beyond.trained_len)
+        else:
+            angles_TF = text_angles(positions_RT, c.head_size, c.rope_theta, ())
+        cos, sin = cos_sin(angles_TF, dtype)
+        if not c.beyond.logn:
+            return (cos, sin), (cos, sin)
+        scale_T11 = logn_scale(positions_RT[0], c.beyond.trained_len).to(dtype)[:, None, None]
+        return (cos * scale_T11, sin * scale_T11), (cos, sin)

@@ -1,5 +1,7 @@
 """Rotary positions: one axis (text), two axes (vision patches), three axes (M-RoPE), all by one rule.
 
+Also what Qwen-7B does to read more tokens than it was trained on: slower angles (dynamic NTK), longer queries (logn).
+
 Knows: each rotary frequency belongs to one position axis; angle = position on that axis x frequency.
 Does not know: where positions come from (`qvl.inputs.positions`).
 
@@ -11,6 +13,8 @@ Rotation pairs channel j with channel j + H/2 ("NeoX" halves), angles are comput
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -34,6 +38,32 @@ def text_angles(positions_RT: Tensor, size: int, theta: float, sections: tuple[i
         torch.arange(len(sections), device=inv_F.device), torch.tensor(sections, device=inv_F.device)
     )
     return positions_RT.index_select(0, axis_F).float().T * inv_F
+
+
+def ntk_alpha(length: int, trained_len: int) -> int:
+    """How much slower the angles of a sequence of `length` tokens turn: 1 up to `trained_len`, then 3 up to twice
+    that, 7 up to four times, ... (`get_ntk_alpha` of the Qwen-7B reference)."""
+    return 1 if length <= trained_len else 2 ** math.ceil(math.log2(length / trained_len) + 1) - 1
+
+
+def ntk_angles(
+    positions_1T: Tensor, size: int, theta: float, spans: tuple[tuple[int, int], ...], trained_len: int
+) -> Tensor:
+    """`text_angles` with theta raised for sequences beyond `trained_len`: theta * alpha^(size / (size - 2)).
+
+    Args:
+        spans: (rows, length) of each sequence. All of its rows turn by the alpha of `length`, and no other's do.
+    """
+    thetas = [theta * ntk_alpha(length, trained_len) ** (size / (size - 2)) for _, length in spans]
+    if len(set(thetas)) == 1:
+        return text_angles(positions_1T, size, thetas[0], ())
+    parts = positions_1T.split([rows for rows, _ in spans], dim=1)
+    return torch.cat([text_angles(p, size, t, ()) for p, t in zip(parts, thetas, strict=True)])
+
+
+def logn_scale(positions_T: Tensor, trained_len: int) -> Tensor:
+    """float32 [T]: what the query at position p is multiplied by, log(p + 1) to the base `trained_len`, at least 1."""
+    return ((positions_T.float() + 1).log() / math.log(trained_len)).clamp(min=1)
 
 
 def vision_angles(patch_hw_2P: Tensor, size: int, theta: float = 10000.0) -> Tensor:

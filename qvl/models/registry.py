@@ -5,25 +5,33 @@ Knows: which families there are. Does not know: files, json (`qvl.checkpoint` re
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from qvl.models.keys import Entry
+from qvl.models.qwen2_vl import config as qwen2_vl_config
 from qvl.models.qwen2_vl import keymap as qwen2_vl_keys
 from qvl.models.qwen2_vl.model import Qwen2VL
+from qvl.models.qwen_vl import config as qwen_vl_config
+from qvl.models.qwen_vl import keymap as qwen_vl_keys
+from qvl.models.qwen_vl.model import QwenVL
+from qvl.models.vlm import VisionLanguageModel, VLMConfig
 
 
 @dataclass(frozen=True)
 class Family:
     architecture: str
     """What `architectures` of an official config.json says."""
-    module: type[nn.Module]
-    """Built from its configuration (inside `torch.device("meta")` it takes no memory)."""
+    module: Callable[[Any], VisionLanguageModel]
+    """The class of its models, built from their configuration (inside `torch.device("meta")` it takes no memory)."""
+    config: type
+    presets: Mapping[str, Any]
+    """Its named configurations."""
     entries: Callable[[Any], tuple[Entry, ...]]
-    """Module -> its parameters in terms of official tensors."""
+    """Module -> its stored tensors in terms of official ones."""
     old_name: Callable[[str], str]
     """Any generation's tensor name -> the name that `entries` uses."""
     head: str
@@ -36,10 +44,22 @@ FAMILIES: dict[str, Family] = {
     "qwen2_vl": Family(
         architecture="Qwen2VLForConditionalGeneration",
         module=Qwen2VL,
+        config=qwen2_vl_config.Qwen2VLConfig,
+        presets=qwen2_vl_config.PRESETS,
         entries=qwen2_vl_keys.entries,
         old_name=qwen2_vl_keys.old_name,
         head=qwen2_vl_keys.HEAD,
         embed=qwen2_vl_keys.EMBED,
+    ),
+    "qwen": Family(
+        architecture="QWenLMHeadModel",
+        module=QwenVL,
+        config=qwen_vl_config.QwenVLConfig,
+        presets=qwen_vl_config.PRESETS,
+        entries=qwen_vl_keys.entries,
+        old_name=qwen_vl_keys.old_name,
+        head=qwen_vl_keys.HEAD,
+        embed=qwen_vl_keys.EMBED,
     ),
 }
 
@@ -59,3 +79,19 @@ def family_of(model: nn.Module) -> Family:
         if type(model) is entry.module:
             return entry
     raise ValueError(f"a {type(model).__name__} is not one of the models: {', '.join(FAMILIES)}")
+
+
+def preset(name: str) -> VLMConfig:
+    """A named configuration of any family. Raises `ValueError` listing the names there are."""
+    presets = {key: config for entry in FAMILIES.values() for key, config in entry.presets.items()}
+    if name not in presets:
+        raise ValueError(f"no model preset {name!r}; there are: {', '.join(presets)}")
+    return presets[name]
+
+
+def build_model(config: VLMConfig) -> VisionLanguageModel:
+    """The model of the family that `config` is a configuration of, with weights as they come from the constructor."""
+    for entry in FAMILIES.values():
+        if type(config) is entry.config:
+            return entry.module(config)
+    raise ValueError(f"a {type(config).__name__} is not a configuration of one of: {', '.join(FAMILIES)}")

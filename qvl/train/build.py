@@ -15,6 +15,7 @@ from qvl.inputs.processor import Processor, ProcessorConfig
 from qvl.media.resize import PixelBudget
 from qvl.models.qwen2_vl.config import Qwen2VLConfig, TokenIds, preset, with_vocabulary
 from qvl.models.qwen2_vl.model import Qwen2VL
+from qvl.models.vlm import VisionLanguageModel
 from qvl.text.folder import has_tokenizer
 from qvl.text.messages import Text
 from qvl.text.tokenizer import Tokenizer
@@ -30,7 +31,7 @@ _STAGE_SEEDS = 1_000_003
 
 @dataclass(frozen=True)
 class Built:
-    model: Qwen2VL
+    model: VisionLanguageModel
     processor: Processor
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from qvl.batch import IGNORE, Batch
 from qvl.layers.attention import PackedContext
-from qvl.models.qwen2_vl.model import Qwen2VL
+from qvl.models.vlm import VisionLanguageModel
 
 
-def token_losses(model: Qwen2VL, batch: Batch, vision_MD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def token_losses(model: VisionLanguageModel, batch: Batch, vision_MD: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Cross-entropy of each supervised row: float32 [X], and the rows int64 [X] in order.
 
     Args:

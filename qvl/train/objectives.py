@@ -16,7 +16,7 @@ from torch import Tensor
 from qvl.batch import IGNORE, Batch
 from qvl.data.packing import Pack
 from qvl.layers.attention import PackedContext
-from qvl.models.qwen2_vl.model import Qwen2VL
+from qvl.models.vlm import VisionLanguageModel
 from qvl.train.loss import token_losses
 
 _CONTRAST_SCALE = 20.0
@@ -33,7 +33,7 @@ class Objective(ABC):
         """Items the batch is scored on."""
 
     @abstractmethod
-    def losses(self, model: Qwen2VL, batch: Batch) -> Tensor:
+    def losses(self, model: VisionLanguageModel, batch: Batch) -> Tensor:
         """float32 [X], one loss per item."""
 
     @abstractmethod
@@ -55,7 +55,7 @@ class NextToken(Objective):
     def count(self, batch: Batch) -> int:
         return batch.target_count
 
-    def losses(self, model: Qwen2VL, batch: Batch) -> Tensor:
+    def losses(self, model: VisionLanguageModel, batch: Batch) -> Tensor:
         return token_losses(model, batch, _words_as_vision(model, batch) if self._told else None)[0]
 
     def by_task(self, losses_X: Tensor, pack: Pack, tasks: tuple[str, ...]) -> dict[str, tuple[float, int]]:
@@ -64,7 +64,7 @@ class NextToken(Objective):
         return {n: (float(s), int(c)) for n, s, c in zip(tasks, sums, counts, strict=True) if c}
 
 
-def _words_as_vision(model: Qwen2VL, batch: Batch) -> Tensor:
+def _words_as_vision(model: VisionLanguageModel, batch: Batch) -> Tensor:
     """[M, D] vision tokens that look like the words in their places.
 
     The placeholder's own vector is added, as the mark of a thing seen: without it a word in a question would first
@@ -89,7 +89,7 @@ class Contrast(Objective):
     def count(self, batch: Batch) -> int:
         return sum(p >= 0 for p in batch.parents)
 
-    def losses(self, model: Qwen2VL, batch: Batch) -> Tensor:
+    def losses(self, model: VisionLanguageModel, batch: Batch) -> Tensor:
         """Cross-entropy of each branch's answer among the distinct answers of the batch.
 
         Raises:

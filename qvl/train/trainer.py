@@ -17,7 +17,7 @@ from typing import Any, final
 from qvl.data.loader import background
 from qvl.data.packing import Pack, PackLimits, SampleSource, packs
 from qvl.inputs.processor import Processor
-from qvl.models.qwen2_vl.model import Qwen2VL
+from qvl.models.vlm import VisionLanguageModel
 from qvl.train.clock import StageClock
 from qvl.train.config import StageConfig, TrainConfig
 from qvl.train.interrupt import Stopped, stop_on_signals
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 _MAX_BAD_STEPS = 5
 
-StageEnd = Callable[[Qwen2VL, StageConfig], None]
+StageEnd = Callable[[VisionLanguageModel, StageConfig], None]
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        model: Qwen2VL,
+        model: VisionLanguageModel,
         processor: Processor,
         source: Callable[[StageConfig], SampleSource],
         on_stage_end: StageEnd | None = None,

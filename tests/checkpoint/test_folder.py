@@ -210,8 +210,8 @@ def test_both_forms(sharded: Path) -> None:
 
 
 def test_no_weights(saved: Path) -> None:
-    (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
-    with pytest.raises(FileNotFoundError, match=r"no model.safetensors .*it holds 1: pytorch_model.bin, which"):
+    (saved / "model.safetensors").rename(saved / "consolidated.pth")
+    with pytest.raises(FileNotFoundError, match=r"no model.safetensors .*it holds 1: consolidated.pth, which"):
         load_model(saved)
 
 

@@ -138,9 +138,11 @@ def test_a_picture_told_in_words_stands_where_a_picture_would(processor: Process
     shown = processor.sequence(
         [Message("user", (Image(np.zeros((56, 84, 3), np.uint8)), Text("What is it?")))], chat_format="raw"
     )
-    assert (told.positions_RT == shown.positions_RT).all() and told.next_position == shown.next_position
+    assert (told.positions_RT == shown.positions_RT).all()
+    assert told.next_position == shown.next_position
     cells = shown.vision_rows_M
-    assert (told.vision_rows_M == cells).all() and told.visuals == ()
+    assert (told.vision_rows_M == cells).all()
+    assert told.visuals == ()
     encode = processor.tokenizer.encode
     dog, cat, keys = encode(" dog"), encode(" cat"), encode(" keys")
     expected = [(w, y + x) for y, row in enumerate((("d", "c", "c"), ("d", "k", "k"))) for x, w in enumerate(row)]
@@ -159,5 +161,6 @@ def test_questions_about_a_told_picture_branch(processor: Processor) -> None:
         Message("assistant", (Text(" a dog"),)),
     ]
     root, *branches = processor.branches(messages, labels=True, chat_format="raw")
-    assert [b.branch for b in branches] == [True, True] and not root.branch
+    assert [b.branch for b in branches] == [True, True]
+    assert not root.branch
     assert len(root.tokens_T) == 4  # <|vision_start|>, two words, <|vision_end|>

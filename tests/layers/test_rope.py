@@ -7,7 +7,16 @@ import math
 import pytest
 import torch
 
-from qvl.layers.rope import cos_sin, inverse_frequencies, rotate, text_angles, vision_angles
+from qvl.layers.rope import (
+    cos_sin,
+    inverse_frequencies,
+    logn_scale,
+    ntk_alpha,
+    ntk_angles,
+    rotate,
+    text_angles,
+    vision_angles,
+)
 
 
 def turned(x: list[float], angles: list[float]) -> list[float]:
@@ -88,3 +97,28 @@ def test_vision_rotates_in_float32() -> None:
     x = torch.randn(5, 2, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
     cos, sin = cos_sin(vision_angles(torch.arange(10).view(2, 5), 16), torch.float32)
     assert torch.equal(rotate(x, cos, sin), rotate(x.float(), cos, sin).bfloat16())
+
+
+def test_dynamic_ntk_values() -> None:
+    """The reference's rule at its own sizes (trained on 2048 tokens, heads of 128)."""
+    assert [ntk_alpha(n, 2048) for n in (1, 2048, 2049, 4096, 4097, 8192, 8193)] == [1, 1, 3, 3, 7, 7, 15]
+    positions_1T = torch.arange(5)[None]
+    for length, base in ((2048, 10000.0), (4000, 30527.74), (8192, 72195.86)):
+        angles = ntk_angles(positions_1T, 128, 10000.0, ((5, length),), 2048)
+        torch.testing.assert_close(angles, text_angles(positions_1T, 128, base, ()), rtol=1e-6, atol=0)
+
+
+def test_each_sequence_turns_by_its_own_length() -> None:
+    positions_1T = torch.tensor([[0, 1, 2, 7, 0, 1]])
+    spans = ((3, 3), (1, 70), (2, 20))
+    together = ntk_angles(positions_1T, 16, 1e4, spans, 16)
+    starts = (0, 3, 4)
+    for start, (rows, length) in zip(starts, spans, strict=True):
+        alone = ntk_angles(positions_1T[:, start : start + rows], 16, 1e4, ((rows, length),), 16)
+        assert torch.equal(together[start : start + rows], alone)
+
+
+def test_longer_queries() -> None:
+    scale = logn_scale(torch.tensor([0, 100, 2047, 2048, 4095, 32766]), 2048)
+    wanted = [1.0, 1.0, 1.0, math.log(2049, 2048), math.log(4096, 2048), math.log(32767, 2048)]
+    assert scale.tolist() == pytest.approx(wanted, abs=1e-6)
