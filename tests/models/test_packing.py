@@ -112,5 +112,19 @@ def test_initial_weights_follow_the_seed() -> None:
         if p.ndim == 1:
             assert (p == (1.0 if name.endswith("norm.weight") else 0.0)).all(), name
         else:
-            expected = p.shape[1] ** -0.5 if name.startswith("visual.") else 0.02
+            expected = p.shape[1] ** -0.5 if name.startswith("visual.") else (3 * p.shape[1]) ** -0.5
+            expected = 2 * p.shape[1] ** -0.5 if name.startswith("embed.") else expected
+            if name.endswith(".qkv.weight") and name.startswith("decoder."):
+                continue  # test_attention_begins_as_similarity
             assert float(p.detach().std()) == pytest.approx(expected, rel=0.1), name
+
+
+def test_attention_begins_as_similarity() -> None:
+    model = Qwen2VL(small_config())
+    model.init_weights(0)
+    layer = model.decoder.layers[-1]
+    heads, kv_heads, _ = layer.split
+    q, k, v = layer.qkv.weight.unflatten(0, (-1, layer.head_size)).split(layer.split)
+    assert torch.equal(k, q[:: heads // kv_heads])
+    assert not torch.equal(k, v)
+    assert heads == kv_heads or not torch.equal(q[0], q[1])

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from qvl.batch import IGNORE
+from qvl.data.packing import PackLimits, packs
+from qvl.layers.attention import PackedContext
+from qvl.models.qwen2_vl.model import Qwen2VL
+from qvl.train.build import WorldSource
+from qvl.train.objectives import OBJECTIVES
+
+
+@pytest.fixture
+def told_pack(processor, world):
+    source = WorldSource(replace(world.config, medium="words", tasks={"what": 1, "where": 1}))
+    return next(packs(source, processor, PackLimits(300, 100), "raw"))
+
+
+def test_told_pictures_are_read_as_vision_tokens(model: Qwen2VL, told_pack) -> None:
+    batch = told_pack.batch
+    assert batch.patches_PC.shape[0] == 0
+    assert batch.vision_rows_M.shape[0] > 8
+    losses = OBJECTIVES["told"].losses(model, batch)
+    words_MD = model.embed.weight[batch.tokens_T[batch.vision_rows_M]]
+    pad_M = torch.full_like(batch.vision_rows_M, model.config.ids.image_pad)
+    x_TD = model.embed(batch.tokens_T).index_copy(0, batch.vision_rows_M, words_MD + model.embed(pad_M))
+    hidden_TD = model.decoder(x_TD, batch.positions_RT, PackedContext(batch))
+    kept = batch.labels_T != IGNORE
+    expected = F.cross_entropy(model.head(hidden_TD[kept]), batch.labels_T[kept], reduction="none")
+    assert torch.allclose(losses, expected, atol=1e-5)  # worst 1e-6
+    assert OBJECTIVES["told"].count(batch) == len(losses) == told_pack.task_X.shape[0]
+
+
+def test_told_pictures_leave_the_vision_tower_alone(model: Qwen2VL, told_pack) -> None:
+    OBJECTIVES["told"].losses(model, told_pack.batch).sum().backward()
+    assert all(p.grad is None for p in model.visual.parameters())
+    assert model.embed.weight.grad[model.config.ids.image_pad].abs().sum() > 0
+
+
+def test_told_pictures_need_their_objective(model: Qwen2VL, told_pack) -> None:
+    with pytest.raises(ValueError, match="0 vision tokens"):
+        OBJECTIVES["next_token"].losses(model, told_pack.batch)
