@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 from rich.console import Console
 
 from qvl.runtime import console as notes_console
+from qvl.text.family import ANY_MARKUP, Kind, Mark
 
 if TYPE_CHECKING:
     from qvl.engine.api import Box, Reply
@@ -26,8 +27,7 @@ _HELP = """\
 /reset        forget the conversation
 /help         this list
 /quit         leave (so does Ctrl-D); Ctrl-C stops a reply"""
-_MARK = re.compile(r"(<\|(?:object_ref|box|quad)_(?:start|end)\|>)")
-_STYLES = {"<|object_ref_start|>": "bold cyan", "<|box_start|>": "dim", "<|quad_start|>": "dim"}
+_STYLES: dict[Kind, str] = {"ref": "bold cyan", "box": "dim", "quad": "dim"}
 
 
 def chat(
@@ -221,10 +221,10 @@ class _Printer:
         self._style = ""
 
     def show(self, piece: str) -> None:
-        for part in _MARK.split(piece) if self._out.is_terminal else [piece]:
-            if self._out.is_terminal and _MARK.fullmatch(part):
-                self._style = _STYLES.get(part, "")
-            elif part:
+        for part in ANY_MARKUP.split(piece) if self._out.is_terminal else [piece]:
+            if isinstance(part, Mark):
+                self._style = _STYLES[part.kind] if part.opens else ""
+            else:
                 self._out.print(_printable(part), style=self._style, end="", markup=False, soft_wrap=True)
 
 

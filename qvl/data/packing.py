@@ -4,14 +4,17 @@ Knows: how much fits, which task each supervised token belongs to, where to resu
 Does not know: what the samples show, the model, the optimizer.
 
 A pack is filled in sample order and closed by the first sample that no longer fits, so the only state is the index of
-the next sample. Nothing is cut: a sample that cannot fit alone is left out and named.
+the next sample. With `same_task` one pack per task is open at a time, and the state is that index and those of the
+samples that wait in open packs. Nothing is cut: a sample that cannot fit alone is left out and named.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,15 +47,29 @@ class Pack:
     task_X: Tensor
     """int64 [X]: task index (into the source's `tasks`) of each supervised row, in row order."""
     next_index: int
-    """Index of the first sample that is not in this pack: where a resumed run goes on."""
+    """Index of the first sample that was not taken yet: where a resumed run goes on."""
     samples: int
     """How many samples it holds."""
+    waiting: tuple[int, ...] = ()
+    """Indices before `next_index` that are in no pack yet: samples in the open packs of other tasks."""
 
 
 @dataclass(frozen=True)
 class PackLimits:
     tokens: int
     patches: int
+    same_task: bool = False
+    """A pack holds samples of one task only (Qwen-VL's multi-task stage: same-task samples packed to 2048 tokens)."""
+
+
+@dataclass
+class _OpenPack:
+    """Samples that lie together until the next one of their kind no longer fits."""
+
+    tokens: int = 0
+    patches: int = 0
+    held: list[tuple[list[Prepared], Sample]] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
 
 
 def packs(
@@ -62,12 +79,14 @@ def packs(
     chat_format: ChatFormatName,
     start: int = 0,
     stride: int = 1,
+    waiting: Sequence[int] = (),
 ) -> Iterator[Pack]:
-    """Yields packs for ever, taking samples `start`, `start + stride`, ... in order (stride: one lane per rank)."""
-    index = start
-    held: list[tuple[list[Prepared], Sample]] = []
-    tokens = patches = 0
-    while True:
+    """Yields packs for ever, taking samples `start`, `start + stride`, ... in order (stride: one lane per rank).
+
+    `start` and `waiting` of a pack (`next_index`, `waiting`) go on exactly behind it.
+    """
+    opened: dict[str, _OpenPack] = defaultdict(_OpenPack)
+    for index in itertools.chain(sorted(waiting), itertools.count(start, stride)):
         sample = source[index]
         prepared = prepare(sample, processor, chat_format)
         size, seen = sum(len(p.tokens_T) for p in prepared), sum(p.patch_count for p in prepared)
@@ -76,27 +95,37 @@ def packs(
                 "left out %s: %d tokens and %d patches, a pack holds %d and %d",
                 *(sample.name, size, seen, limits.tokens, limits.patches),
             )
-            index += stride
             continue
-        if tokens + size > limits.tokens or patches + seen > limits.patches:
-            yield _close(held, source.tasks, processor, index)
-            held, tokens, patches = [], 0, 0
-        held.append((prepared, sample))
-        tokens, patches = tokens + size, patches + seen
-        index += stride
+        task = sample.task if limits.same_task else ""
+        full = opened[task]
+        if full.tokens + size > limits.tokens or full.patches + seen > limits.patches:
+            del opened[task]
+            left = sorted(i for pack in opened.values() for i in pack.indices)
+            yield _close(full.held, source.tasks, processor, index, tuple(left))
+        pack = opened[task]
+        pack.held.append((prepared, sample))
+        pack.indices.append(index)
+        pack.tokens, pack.patches = pack.tokens + size, pack.patches + seen
 
 
 def _close(
-    held: list[tuple[list[Prepared], Sample]], tasks: Sequence[str], processor: Processor, next_index: int
+    held: list[tuple[list[Prepared], Sample]],
+    tasks: Sequence[str],
+    processor: Processor,
+    next_index: int,
+    waiting: tuple[int, ...],
 ) -> Pack:
     index_of = {task: i for i, task in enumerate(tasks)}
-    task_X = np.concatenate([turn_tasks(_labels(ps), turn_names(sample), index_of) for ps, sample in held])
+    task_X = np.concatenate([turn_tasks(_turns(ps), turn_names(sample), index_of) for ps, sample in held])
     batch = processor.pack([p for ps, _ in held for p in ps])
-    return Pack(batch, torch.from_numpy(task_X), next_index, len(held))
+    return Pack(batch, torch.from_numpy(task_X), next_index, len(held), waiting)
 
 
-def _labels(sequences: list[Prepared]) -> NDArray[np.int64]:
-    return np.concatenate([s.labels_T for s in sequences if s.labels_T is not None])
+def _turns(sequences: list[Prepared]) -> NDArray[np.int64]:
+    """Of each supervised row, which answer of the sample it belongs to."""
+    return np.concatenate(
+        [s.turns_T[s.labels_T != IGNORE] for s in sequences if s.labels_T is not None and s.turns_T is not None]
+    )
 
 
 def prepare(sample: Sample, processor: Processor, chat_format: ChatFormatName) -> list[Prepared]:
@@ -114,11 +143,13 @@ def turn_names(sample: Sample) -> list[str]:
     return [sample.task] * sum(message.role == "assistant" for message in sample.messages)
 
 
-def turn_tasks(labels_T: NDArray[np.int64], names: Sequence[str], index_of: dict[str, int]) -> NDArray[np.int64]:
-    """Task index of each supervised row. Turns are the runs of consecutive labels: `- B C - - E -` has two."""
-    supervised_T = labels_T != IGNORE
-    opens_T = supervised_T & ~np.concatenate(([False], supervised_T[:-1]))
-    turn_X = np.cumsum(opens_T)[supervised_T] - 1
-    count = int(opens_T.sum())
-    assert count == len(names), f"{count} supervised turns, but {len(names)} are described"
+def turn_tasks(turn_X: NDArray[np.int64], names: Sequence[str], index_of: dict[str, int]) -> NDArray[np.int64]:
+    """Task index of each supervised row, given the answer it belongs to.
+
+    Raises:
+        ValueError: the number of answers is not the number of their descriptions.
+    """
+    count = 1 + int(turn_X.max(initial=-1))
+    if count != len(names):
+        raise ValueError(f"{count} supervised answers, but {len(names)} are described ({', '.join(names)})")
     return np.asarray([index_of[name] for name in names], np.int64)[turn_X]

@@ -43,7 +43,8 @@ class Answer:
         self._next_position = prompt.next_position
         self._vision_tokens = len(prompt.vision_rows_M)
         self._resized_to = tuple(v.resized_hw for v in prompt.visuals)
-        self._scene = scene_of(messages, [Coordinates(v.original_hw, v.resized_hw) for v in prompt.visuals])
+        coordinates = [Coordinates(v.original_hw, v.resized_hw) for v in prompt.visuals]
+        self._scene = scene_of(messages, coordinates, processor.tokenizer.family.markup)
         self._ids: list[int] = []
         self._logprobs: list[float] = []
         self.finish: Literal["stop", "length"] | None = None

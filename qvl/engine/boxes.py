@@ -2,7 +2,7 @@
 
 Knows: the conversation's pictures and which of them a place means. Does not know: tokens, models.
 
-Qwen2-VL cannot say which picture a box lies in. The rule here: the picture that the text before the box last called
+Neither family can say which picture a box lies in. The rule here: the picture that the text before the box last called
 "Picture N" (in the reply, else in the question), else the first picture of the latest turn that has any.
 """
 
@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qvl.engine.api import Box
+from qvl.text.family import ANY_MARKUP, Markup
 from qvl.text.grounding import Box as BoxTuple
-from qvl.text.grounding import Coordinates, Quad, parse_grounding
+from qvl.text.grounding import Coordinates, Quad, mentions
 from qvl.text.messages import Image, Message, Text
 
 _NUMBERED = re.compile(r"Picture (\d{1,4})")
-_REF = re.compile(r"<\|object_ref_start\|>((?:[^<]|<(?!\|))*)<\|object_ref_end\|>")
-_AFTER_MARK = re.compile(r"(?<=_end\|>)")
 
 
 @dataclass(frozen=True)
@@ -34,9 +33,11 @@ class Scene:
     """The one that is meant where nothing says which."""
     question: str = ""
     """Text of the last turn."""
+    markup: Markup = ANY_MARKUP
+    """How the model spells places."""
 
 
-def scene_of(messages: Sequence[Message], coordinates: Sequence[Coordinates]) -> Scene:
+def scene_of(messages: Sequence[Message], coordinates: Sequence[Coordinates], markup: Markup = ANY_MARKUP) -> Scene:
     """The scene of parsed messages whose pictures and videos have these coordinates, in reading order."""
     turns = [[part for part in message.parts if not isinstance(part, Text)] for message in messages]
     media = [part for turn in turns for part in turn]
@@ -47,6 +48,7 @@ def scene_of(messages: Sequence[Message], coordinates: Sequence[Coordinates]) ->
         pictures=tuple(i for i, part in enumerate(media) if isinstance(part, Image)),
         default=sum(len(turn) for turn in turns[:last]),
         question="".join(part.text for part in messages[-1].parts if isinstance(part, Text)),
+        markup=markup,
     )
 
 
@@ -57,16 +59,18 @@ def find_boxes(text: str, scene: Scene) -> tuple[Box, ...]:
     """
     if not scene.coordinates:
         return ()
-    labels = _REF.findall(scene.question)
-    label = labels[-1] if labels else ""
+    label = ([m.label for m in mentions(scene.question, scene.markup) if m.label is not None] or [""])[-1]
     picture = _named_picture(scene.question, scene, scene.default)
     boxes: list[Box] = []
-    for piece in _AFTER_MARK.split(text):  # at most one label or place each, with the words before it
-        label = (_REF.findall(piece) or [label])[-1]
-        picture = _named_picture(piece, scene, picture)
-        for found in parse_grounding(piece):
-            places_1000 = (*found.boxes_1000, *map(_around, found.quads_1000))
-            boxes += [Box(label, scene.coordinates[picture].box_1000_to_px(place), picture) for place in places_1000]
+    at = 0
+    for mention in mentions(text, scene.markup):
+        picture = _named_picture(text[at : mention.end], scene, picture)
+        at = mention.end
+        if mention.label is not None:
+            label = mention.label
+        place_1000 = mention.box_1000 or (_around(mention.quad_1000) if mention.quad_1000 else None)
+        if place_1000 is not None:
+            boxes.append(Box(label, scene.coordinates[picture].box_1000_to_px(place_1000), picture))
     return tuple(boxes)
 
 

@@ -10,6 +10,7 @@ folder without it is ChatML.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
 
@@ -23,9 +24,12 @@ from qvl.checkpoint.hf_settings import (
 from qvl.checkpoint.jsonfile import Fields, dump
 from qvl.inputs.processor import ChatFormatName, Processor, ProcessorConfig, Resize
 from qvl.models.qwen2_vl.config import Qwen2VLConfig
+from qvl.models.qwen_vl.config import QwenVLConfig
 from qvl.models.vlm import VLMConfig
 from qvl.text.tokenizer import Tokenizer
 
+PROCESSOR_FILES = ("tokenizer.json", "qwen.tiktoken", "chat_template.*", PREPROCESSOR_FILE)
+"""What a newly written processor supersedes in a folder: one family's files would mislead about the other."""
 _CHAT_FORMAT_KEY = "chat_format"
 
 
@@ -35,24 +39,32 @@ def processor_for(config: VLMConfig, folder: Path, resize: Resize) -> Processor:
     Raises:
         FileNotFoundError, ValueError: a file is missing, or says something that is not implemented.
     """
-    _only_qwen2_vl(config)
+    tokenizer, chat = Tokenizer.from_folder(folder), _read_chat_format(folder)
+    if isinstance(config, QwenVLConfig):
+        side, queries, patch = config.vision.image_px, config.adapter.queries, config.vision.patch
+        square = ProcessorConfig.qwen_vl(side, queries, patch=patch, chat_format=chat, resize=resize)
+        return Processor(tokenizer, square)
     settings = read_preprocessing(folder)
     options = ProcessorConfig(
         geometry=settings.geometry,
         pixels=settings.budget,
-        chat_format=_read_chat_format(folder),
+        chat_format=chat,
         resize=resize,
         rope_axes=3 if config.text.rope_axes == 3 else 1,
     )
-    return Processor(Tokenizer.from_folder(folder), options)
+    return Processor(tokenizer, options)
 
 
 def save_processor(processor: Processor, folder: Path) -> None:
-    """Writes the tokenizer's and the preprocessor's files, and the chat form into generation_config.json."""
+    """Writes the tokenizer's and the preprocessor's files, and the chat form into generation_config.json.
+
+    Qwen-VL's config.json says all about its pictures: it has no preprocessor's file.
+    """
     config = processor.config
     processor.tokenizer.save(folder)
-    settings = preprocessing_json(Preprocessing(config.geometry, config.pixels))
-    (folder / PREPROCESSOR_FILE).write_text(dump(settings), encoding="utf-8")
+    if config.square is None:
+        settings = preprocessing_json(Preprocessing(config.geometry, config.pixels))
+        (folder / PREPROCESSOR_FILE).write_text(dump(settings), encoding="utf-8")
     generation = folder / GENERATION_FILE
     data = json.loads(generation.read_text(encoding="utf-8")) | {_CHAT_FORMAT_KEY: config.chat_format}
     generation.write_text(dump(data), encoding="utf-8")
@@ -65,7 +77,11 @@ def check_match(config: VLMConfig, processor: Processor) -> None:
             f"the tokenizer has {processor.tokenizer.vocab_size} ids but the model's embedding only "
             f"{config.vocab_size} rows: they come from different models"
         )
-    _check_qwen2_vl(_only_qwen2_vl(config), processor)
+    if isinstance(config, QwenVLConfig):
+        _check_qwen_vl(config, processor)
+    else:
+        assert isinstance(config, Qwen2VLConfig)
+        _check_qwen2_vl(config, processor)
     if processor.config.rope_axes != config.text.rope_axes:
         raise ValueError(
             f"the processor makes positions on {processor.config.rope_axes} axes, "
@@ -74,31 +90,40 @@ def check_match(config: VLMConfig, processor: Processor) -> None:
 
 
 def _check_qwen2_vl(config: Qwen2VLConfig, processor: Processor) -> None:
-    tokenizer, geometry, ids = processor.tokenizer, processor.config.geometry, config.ids
-    for name, model_id in (
-        ("<|image_pad|>", ids.image_pad),
-        ("<|video_pad|>", ids.video_pad),
-        ("<|vision_start|>", ids.vision_start),
-        ("<|vision_end|>", ids.vision_end),
-    ):
-        if tokenizer.special(name) != model_id:
-            raise ValueError(
-                f"{name} is id {tokenizer.special(name)} in the tokenizer and {model_id} in config.json: "
-                "they come from different models"
-            )
+    ids = config.ids
+    _check_ids(
+        processor.tokenizer,
+        {
+            "<|image_pad|>": ids.image_pad,
+            "<|video_pad|>": ids.video_pad,
+            "<|vision_start|>": ids.vision_start,
+            "<|vision_end|>": ids.vision_end,
+        },
+    )
+    geometry = processor.config.geometry
     ours = (geometry.patch, geometry.merge, geometry.temporal)
     theirs = (config.vision.patch, config.vision.merge, config.vision.temporal_patch)
     if ours != theirs:
         raise ValueError(f"preprocessing cuts (patch, merge, temporal) = {ours}, the vision tower wants {theirs}")
 
 
-def _only_qwen2_vl(config: VLMConfig) -> Qwen2VLConfig:
-    if not isinstance(config, Qwen2VLConfig):
-        raise ValueError(
-            f"there is no processor for a {type(config).__name__}: its weights load with "
-            "qvl.checkpoint.folder.load_model, but it cannot be talked to"
-        )
-    return config
+def _check_qwen_vl(config: QwenVLConfig, processor: Processor) -> None:
+    ids, square = config.ids, processor.config.square
+    _check_ids(processor.tokenizer, {"<img>": ids.image_start, "</img>": ids.image_end, "<imgpad>": ids.image_pad})
+    assert square is not None, "a processor with Qwen-VL's vocabulary shows squares"
+    ours = (processor.config.geometry.patch, square.slots)
+    theirs = (config.vision.patch, config.adapter.queries)
+    if ours != theirs:
+        raise ValueError(f"the processor's (patch, tokens per picture) are {ours}, the model's {theirs}")
+
+
+def _check_ids(tokenizer: Tokenizer, wanted: Mapping[str, int]) -> None:
+    for name, model_id in wanted.items():
+        if tokenizer.special(name) != model_id:
+            raise ValueError(
+                f"{name} is id {tokenizer.special(name)} in the tokenizer and {model_id} in config.json: "
+                "they come from different models"
+            )
 
 
 def _read_chat_format(folder: Path) -> ChatFormatName:

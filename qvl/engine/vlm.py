@@ -18,7 +18,7 @@ from qvl.checkpoint.stage import staged_folder
 from qvl.checkpoint.weights import OLD_FILES
 from qvl.engine.api import Reply, Request, Sampling
 from qvl.engine.generate import Engine, Limits
-from qvl.engine.pairing import check_match, processor_for, save_processor
+from qvl.engine.pairing import PROCESSOR_FILES, check_match, processor_for, save_processor
 from qvl.inputs.processor import Processor, Resize
 from qvl.models.vlm import VisionLanguageModel
 from qvl.text.messages import Message
@@ -114,7 +114,7 @@ class VLM:
             OSError: the disk is full; nothing is changed then.
             ValueError: the format cannot express the model's configuration.
         """
-        with staged_folder(Path(folder), replaces=OLD_FILES) as stage:
+        with staged_folder(Path(folder), replaces=(*OLD_FILES, *PROCESSOR_FILES)) as stage:
             save_model(self.model, stage)
             save_processor(self.processor, stage)
 

@@ -1,32 +1,32 @@
 """The one door from conversations to a `Batch`, for training and for inference alike.
 
-Knows: a picture of any size becomes `<|vision_start|>` + one placeholder per merged token + `<|vision_end|>`; which
-tokens are supervised; which rotary positions everything gets.
-Does not know: models, caches, batching policy.
+Knows: how text and pictures take turns in a sequence; which tokens are supervised; which rotary positions everything
+gets.
+Does not know: what a picture costs in tokens (`vision`), models, caches, batching policy.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from qvl.batch import Batch
+from qvl.inputs.config import ChatFormatName, ProcessorConfig, Resize, Square
 from qvl.inputs.positions import Run, TextRun, VisionRun, linear_positions, mrope_positions
 from qvl.inputs.sequence import Sequence, next_token_labels, pack
-from qvl.media.load import Visual, load_image, load_video
-from qvl.media.resize import Geometry, PixelBudget
-from qvl.media.video import VideoBudget
-from qvl.text.chat import ChatFormat, Chunk, ImageChunk, TextChunk, VideoChunk, chat_format
-from qvl.text.messages import Image, Message, Text, Video, parse_messages
+from qvl.inputs.vision import Seen, vision
+from qvl.media.load import Visual
+from qvl.text.chat import ChatFormat, chat_format
+from qvl.text.chunks import Chunk, TextChunk
+from qvl.text.messages import Message, Text, parse_messages
+from qvl.text.targets import check_targets
 from qvl.text.tokenizer import Tokenizer
 
-ChatFormatName = Literal["chatml", "raw"]
-Resize = Literal["exact", "fast"]
+__all__ = ["ChatFormatName", "Processor", "ProcessorConfig", "Resize", "Square"]
 
 
 class _Expansion:
@@ -35,31 +35,36 @@ class _Expansion:
     def __init__(self) -> None:
         self._ids: list[int] = []
         self._supervised: list[bool] = []
+        self._turns: list[int] = []
         self._rows: list[int] = []
         self._runs: list[Run] = []
         self._visuals: list[Visual] = []
         self._text_run = 0
 
-    def text(self, ids: Seq[int], supervised: bool) -> None:
-        self._ids.extend(ids)
-        self._supervised.extend([supervised] * len(ids))
-        self._text_run += len(ids)
+    def text(self, chunk: TextChunk) -> None:
+        self._add(chunk.ids, chunk.supervised, chunk.turn)
+        self._text_run += len(chunk.ids)
 
-    def vision(self, visual: Visual, grid: tuple[int, int, int], start: int, pad: int, end: int) -> None:
-        """`grid`: merged tokens (temporal, height, width)."""
-        count = math.prod(grid)
-        self._rows.extend(range(len(self._ids) + 1, len(self._ids) + 1 + count))
-        self._ids += [start, *[pad] * count, end]
-        self._supervised += [False] * (count + 2)
-        # `<|vision_start|>` closes the text run before the picture, `<|vision_end|>` opens the one after it.
-        self._runs += [TextRun(self._text_run + 1), VisionRun(grid)]
+    def vision(self, seen: Seen) -> None:
+        first = len(self._ids) + 1
+        self._rows.extend(range(first, first + len(seen.slots)))
+        self._add((seen.start, *seen.slots, seen.end), False, 0)
+        # The start token closes the text run before the picture, the end token opens the one after it.
+        self._runs += [TextRun(self._text_run + 1), VisionRun(seen.grid)]
         self._text_run = 1
-        self._visuals.append(visual)
+        if seen.visual is not None:
+            self._visuals.append(seen.visual)
+
+    def _add(self, ids: Seq[int], supervised: bool, turn: int) -> None:
+        self._ids += ids
+        self._supervised += [supervised] * len(ids)
+        self._turns += [turn] * len(ids)
 
     def close(self, rope_axes: int, labels: bool, name: str) -> Sequence:
         positions = mrope_positions if rope_axes == 3 else linear_positions
         positions_RT, following = positions([*self._runs, TextRun(self._text_run)])
         tokens_T = np.asarray(self._ids, np.int64)
+        turns_T = np.asarray(self._turns, np.int64)
         return Sequence(
             tokens_T=tokens_T,
             positions_RT=positions_RT,
@@ -67,35 +72,29 @@ class _Expansion:
             visuals=tuple(self._visuals),
             next_position=following,
             labels_T=next_token_labels(tokens_T, np.asarray(self._supervised, bool)) if labels else None,
+            turns_T=np.concatenate((turns_T[1:], turns_T[:1])) if labels else None,
             name=name,
         )
 
 
-@dataclass(frozen=True)
-class ProcessorConfig:
-    """Everything that decides how a conversation becomes numbers."""
-
-    geometry: Geometry = field(default_factory=Geometry)
-    pixels: PixelBudget = field(default_factory=PixelBudget)
-    """Bounds of one picture, unless the message sets its own."""
-    video: VideoBudget = field(default_factory=VideoBudget)
-    chat_format: ChatFormatName = "chatml"
-    resize: Resize = "exact"
-    """`exact` = Pillow, the reference; `fast` = torch uint8, several times faster. On photographs the two differ by
-    0.01 grey levels on average and by 8 at most (`bench/preprocess.py` measures it)."""
-    rope_axes: Literal[1, 3] = 3
-
-
 class Processor:
-    """`processor(conversations)` -> packed `Batch`; `processor.sequence(messages)` -> one unpacked `Sequence`."""
+    """`processor(conversations)` -> packed `Batch`; `processor.sequence(messages)` -> one unpacked `Sequence`.
+
+    One class for both families: the tokenizer's family decides how turns are written, `config.square` how pictures
+    are seen.
+    """
 
     def __init__(self, tokenizer: Tokenizer, config: ProcessorConfig | None = None) -> None:
+        """
+        Args:
+            config: None = the published settings of the tokenizer's family.
+
+        Raises:
+            ValueError: vocabulary and settings belong to different families.
+        """
         self.tokenizer = tokenizer
-        self.config = config or ProcessorConfig()
-        self._start = tokenizer.special("<|vision_start|>")
-        self._end = tokenizer.special("<|vision_end|>")
-        self._image_pad = tokenizer.special("<|image_pad|>")
-        self._video_pad = tokenizer.special("<|video_pad|>")
+        self.config = config or ProcessorConfig.of_family(tokenizer.family)
+        self._vision = vision(tokenizer, self.config)
 
     def with_options(self, **changes: Any) -> Processor:
         """The same processor with some options of `ProcessorConfig` changed."""
@@ -106,7 +105,7 @@ class Processor:
         conversations: Seq[Seq[Mapping[str, Any] | Message]],
         *,
         generation_prompt: bool = False,
-        number_pictures: bool = False,
+        number_pictures: bool | None = None,
         labels: bool = False,
         chat_format: ChatFormatName | None = None,
     ) -> Batch:
@@ -114,7 +113,8 @@ class Processor:
 
         Args:
             generation_prompt: end with the opening of an assistant turn, ready to answer.
-            number_pictures: write `Picture 1: ` before each picture (the template's `add_vision_id`).
+            number_pictures: write `Picture 1: ` before each picture (the template's `add_vision_id`); None = if the
+                model learned so (Qwen-VL's ChatML).
             labels: supervise assistant turns.
 
         Raises:
@@ -137,21 +137,22 @@ class Processor:
     def pack(self, sequences: Seq[Sequence]) -> Batch:
         """Lays prepared sequences end to end."""
         g = self.config.geometry
-        return pack(sequences, patch_values=3 * g.temporal * g.patch**2, merge=g.merge)
+        return pack(sequences, patch_values=g.row, merge=g.merge)
 
     def sequence(
         self,
         messages: Seq[Mapping[str, Any] | Message],
         *,
         generation_prompt: bool = False,
-        number_pictures: bool = False,
+        number_pictures: bool | None = None,
         labels: bool = False,
         chat_format: ChatFormatName | None = None,
         name: str = "",
     ) -> Sequence:
         """Prepares one conversation: renders it, opens its media, expands placeholders, computes positions."""
+        turns = self._parse(messages, labels, name)
         chunks = self.chat(chat_format).render(
-            parse_messages(messages), generation_prompt=generation_prompt, number_pictures=number_pictures
+            turns, generation_prompt=generation_prompt, number_pictures=number_pictures
         )
         return self._expand(chunks).close(self.config.rope_axes, labels, name)
 
@@ -169,7 +170,7 @@ class Processor:
         conversation (system, user with pictures and this question, assistant) would compute alone. Without a picture
         in the first user turn there is nothing to share and the result is the one sequence of the whole conversation.
         """
-        turns = parse_messages(messages)
+        turns = self._parse(messages, labels, name)
         lead = turns[: next(i for i, m in enumerate(turns) if m.role == "user")]
         asked, answered = turns[len(lead) :: 2], turns[len(lead) + 1 :: 2]
         media = tuple(p for p in asked[0].parts if not isinstance(p, Text))
@@ -178,38 +179,34 @@ class Processor:
         chat = self.chat(chat_format)
         axes = self.config.rope_axes
         sequences: list[Sequence] = []
-        for question, answer in zip(asked, answered, strict=True):
+        for turn, (question, answer) in enumerate(zip(asked, answered, strict=True)):
             words = tuple(p for p in question.parts if isinstance(p, Text))
             chunks = chat.render((*lead, Message("user", (*media, *words)), answer))
             split = 1 + max(i for i, c in enumerate(chunks) if not isinstance(c, TextChunk))
             if not sequences:
                 sequences.append(self._expand(chunks[:split]).close(axes, labels, name))
             branch = self._expand(chunks[split:]).close(axes, labels, name)
-            sequences.append(branch.after(sequences[0]))
+            sequences.append(branch.after(sequences[0], turn))
         return sequences
 
+    def _parse(self, messages: Seq[Mapping[str, Any] | Message], labels: bool, name: str) -> tuple[Message, ...]:
+        turns = parse_messages(messages)
+        if labels:
+            try:
+                check_targets(turns, self.tokenizer.family)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}" if name else str(error)) from None
+        return turns
+
     def _expand(self, chunks: Seq[Chunk]) -> _Expansion:
-        merge = self.config.geometry.merge
         out = _Expansion()
         for chunk in chunks:
             if isinstance(chunk, TextChunk):
-                out.text(chunk.ids, chunk.supervised)
+                out.text(chunk)
             else:
-                visual, pad = self._see(chunk)
-                t, h, w = visual.grid
-                out.vision(visual, (t, h // merge, w // merge), self._start, pad, self._end)
+                out.vision(self._vision.see(chunk))
         return out
 
     def chat(self, name: ChatFormatName | None = None) -> ChatFormat:
         """The chat format in force: `name`, or the configured one."""
         return chat_format(name or self.config.chat_format, self.tokenizer)
-
-    def _see(self, chunk: ImageChunk | VideoChunk) -> tuple[Visual, int]:
-        c = self.config
-        if isinstance(chunk, ImageChunk):
-            part: Image | Video = chunk.part
-            visual = load_image(**vars(part), geometry=c.geometry, budget=c.pixels, resize=c.resize)
-            return visual, self._image_pad
-        part = chunk.part
-        visual = load_video(**vars(part), geometry=c.geometry, budget=c.video, frame_budget=c.pixels, resize=c.resize)
-        return visual, self._video_pad

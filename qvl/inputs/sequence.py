@@ -30,14 +30,18 @@ class Sequence:
     next_position: int
     """Rotary position (all axes) of the first token generated after this sequence."""
     labels_T: NDArray[np.int64] | None = None
+    turns_T: NDArray[np.int64] | None = None
+    """Of each label: which answer of the conversation it belongs to or leads up to (without a label: anything)."""
     branch: bool = False
     """Goes on from the last sequence before it that is not a branch, and sees all of that one (`Batch.parents`)."""
     name: str = ""
 
-    def after(self, beginning: Sequence) -> Sequence:
-        """This sequence as a branch of `beginning`: its positions go on from there."""
+    def after(self, beginning: Sequence, turn: int = 0) -> Sequence:
+        """This sequence as a branch of `beginning`, whose answer is number `turn`: its positions go on from there."""
         at = beginning.next_position
-        return replace(self, positions_RT=self.positions_RT + at, next_position=self.next_position + at, branch=True)
+        turns_T = None if self.turns_T is None else np.full_like(self.turns_T, turn)
+        moved = replace(self, positions_RT=self.positions_RT + at, next_position=self.next_position + at)
+        return replace(moved, turns_T=turns_T, branch=True)
 
     @property
     def patch_count(self) -> int:

@@ -88,10 +88,25 @@ def load_image(
         "resized_height": resized_height,
         "resized_width": resized_width,
     }
-    pixels, original_hw, clock = _open_and_resize(source, size, _resizer(resize), max_source_pixels)
-    with clock.phase("patchify"):
-        patches_PC, grid = patchify(pixels[None], geometry, out)
-    return Visual(patches_PC, grid, original_hw, pixels.shape[:2], (), clock.ms)
+    opened = _open_and_resize(source, partial(target_hw, **size), _resizer(resize), max_source_pixels)
+    return _cut(opened, out, geometry=geometry)
+
+
+def load_square(
+    source: Any,
+    *,
+    side: int,
+    geometry: Geometry,
+    resize: Resize = "exact",
+    max_source_pixels: int = MAX_SOURCE_PIXELS,
+) -> Visual:
+    """Opens one picture, squashes it to `side` x `side` pixels whatever its shape, and cuts it up (Qwen-VL).
+
+    Reference: Resize((448, 448), BICUBIC), ToTensor, Normalize in visual.py; transparency is laid on white here, where
+    the reference drops it. Raises: as `load_image`.
+    """
+    opened = _open_and_resize(source, lambda _: (side, side), _resizer(resize), max_source_pixels)
+    return _cut(opened, geometry=geometry)
 
 
 def load_images(
@@ -121,7 +136,7 @@ def load_images(
             "resized_height": request.resized_height,
             "resized_width": request.resized_width,
         }
-        return _open_and_resize(request.source, size, resizer, max_source_pixels)
+        return _open_and_resize(request.source, partial(target_hw, **size), resizer, max_source_pixels)
 
     with _mapper(threads, len(requests)) as run:
         prepared = list(run(prepare, requests))
@@ -129,13 +144,7 @@ def load_images(
         counts = [h * w for _, h, w in grids]
         rows_PC = empty_rows(sum(counts), geometry)
 
-        def cut(prepared_picture, rows: Tensor) -> Visual:
-            pixels, original_hw, clock = prepared_picture
-            with clock.phase("patchify"):
-                _, grid = patchify(pixels[None], geometry, rows)
-            return Visual(rows, grid, original_hw, pixels.shape[:2], (), clock.ms)
-
-        return rows_PC, tuple(run(cut, prepared, rows_PC.split(counts)))
+        return rows_PC, tuple(run(partial(_cut, geometry=geometry), prepared, rows_PC.split(counts)))
 
 
 def image_grid(
@@ -224,17 +233,27 @@ def _frame_bounds(budget: VideoBudget, frame_budget: PixelBudget, count: int) ->
     return replace(budget, min_pixels=least, max_pixels=most, total_pixels=most * max(count, 1))
 
 
+_Opened = tuple[np.ndarray, tuple[int, int], Clock]
+
+
 def _open_and_resize(
-    source: Any, size: Mapping[str, Any], resizer: Callable, max_source_pixels: int
-) -> tuple[np.ndarray, tuple[int, int], Clock]:
+    source: Any, size_for: Callable[[tuple[int, int]], tuple[int, int]], resizer: Callable, max_source_pixels: int
+) -> _Opened:
     """uint8 [H, W, 3] at its final size, the original (height, width), and the clock that timed it."""
     clock = Clock()
     with clock.phase("decode"):
         picture = view_image(source, max_source_pixels=max_source_pixels)
     original_hw = (picture.height, picture.width)
     with clock.phase("resize"):
-        pixels = resizer(picture, target_hw(original_hw, **size))
+        pixels = resizer(picture, size_for(original_hw))
     return pixels, original_hw, clock
+
+
+def _cut(opened: _Opened, out: Tensor | None = None, *, geometry: Geometry) -> Visual:
+    pixels, original_hw, clock = opened
+    with clock.phase("patchify"):
+        patches_PC, grid = patchify(pixels[None], geometry, out)
+    return Visual(patches_PC, grid, original_hw, pixels.shape[:2], (), clock.ms)
 
 
 @contextmanager

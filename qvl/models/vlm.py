@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from qvl.batch import Batch
 from qvl.layers.attention import AttnContext, PackedContext
-from qvl.layers.decoder import Decoder, DecoderConfig
+from qvl.layers.decoder import Decoder, DecoderConfig, DecoderLayer
 from qvl.models.fusion import place_vision
 
 
@@ -75,3 +75,17 @@ class VisionLanguageModel(nn.Module, ABC):
     @abstractmethod
     def init_weights(self, seed: int) -> None:
         """Fresh weights, the same for the same seed."""
+
+
+def align_keys(decoder: Decoder) -> None:
+    """Fresh weights: the keys of a group become its first head's queries, both at 1.5 times their deviation.
+
+    Attention begins as similarity then, and looking for the thing a question names need not be found out first.
+    """
+    for layer in decoder.layers:
+        assert isinstance(layer, DecoderLayer)
+        heads, kv_heads, _ = layer.split
+        q_NHD, k_KHD, _ = layer.qkv.weight.unflatten(0, (-1, layer.head_size)).split(layer.split)
+        first_KHD = q_NHD[:: heads // kv_heads]
+        first_KHD *= 1.5
+        k_KHD.copy_(first_KHD)

@@ -1,43 +1,19 @@
-"""Conversations -> chunks: runs of token ids, and pictures and clips between them.
+"""Conversations -> chunks: how each family writes turns, and which tokens are training targets.
 
-Knows: the ChatML form of both chat models, the bare form of pretraining, which tokens are training targets.
+Knows: the ChatML form of both chat models, the bare form of pretraining.
 Does not know: how many tokens a picture takes, files, labels shifted by one, batches.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Literal, final
 
-from qvl.text.messages import Image, Message, Text, Video
+from qvl.text.chunks import Chunk, ChunkWriter
+from qvl.text.family import QWEN_VL
+from qvl.text.messages import Message, Text
 from qvl.text.template import DEFAULT_SYSTEM
 from qvl.text.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class TextChunk:
-    """Token ids that are all training targets, or none of them."""
-
-    ids: tuple[int, ...]
-    supervised: bool
-
-
-@dataclass(frozen=True)
-class ImageChunk:
-    """A picture; `inputs` puts `<|vision_start|>`, its placeholders and `<|vision_end|>` here."""
-
-    part: Image
-
-
-@dataclass(frozen=True)
-class VideoChunk:
-    """A clip; `inputs` puts `<|vision_start|>`, its placeholders and `<|vision_end|>` here."""
-
-    part: Video
-
-
-Chunk = TextChunk | ImageChunk | VideoChunk
 
 
 class ChatFormat(ABC):
@@ -45,6 +21,8 @@ class ChatFormat(ABC):
 
     stop_ids: tuple[int, ...]
     """Ids that end a reply."""
+    numbers_pictures: bool = False
+    """Whether the model learned with numbered pictures, so that they are numbered unless told otherwise."""
 
     @abstractmethod
     def render(
@@ -52,7 +30,7 @@ class ChatFormat(ABC):
         messages: tuple[Message, ...],
         *,
         generation_prompt: bool = False,
-        number_pictures: bool = False,
+        number_pictures: bool | None = None,
     ) -> list[Chunk]:
         """The conversation as chunks.
 
@@ -60,10 +38,11 @@ class ChatFormat(ABC):
             messages: from `parse_messages`.
             generation_prompt: end with the opening of an assistant turn.
             number_pictures: write `Picture N: ` before picture N and `Video N: ` before clip N, counted
-                through the whole conversation (the template's `add_vision_id`).
+                through the whole conversation (the template's `add_vision_id`); Qwen-VL also has a line break
+                behind each (`from_list_format`). None = as the model learned, `numbers_pictures`.
 
         Returns:
-            Text and vision in order. Neighbouring text chunks differ in `supervised`.
+            Text and vision in order. Neighbouring text chunks differ in `supervised` or in `turn`.
 
         Raises:
             ValueError: no messages.
@@ -72,7 +51,7 @@ class ChatFormat(ABC):
 
 @final
 class ChatML(ChatFormat):
-    r"""The chat template of Qwen2-VL (and, for text, of Qwen-VL-Chat).
+    r"""The chat template of Qwen2-VL.
 
     Every turn is `<|im_start|>{role}\n{parts}<|im_end|>\n`, parts without separators. A conversation that
     does not begin with a system turn gets `You are a helpful assistant.`; system turns further on are
@@ -99,19 +78,18 @@ class ChatML(ChatFormat):
         messages: tuple[Message, ...],
         *,
         generation_prompt: bool = False,
-        number_pictures: bool = False,
+        number_pictures: bool | None = None,
     ) -> list[Chunk]:
         _require_messages(messages)
-        out = _Chunks(self._tokenizer, number_pictures)
-        if messages[0].role != "system":
-            messages = (Message("system", (Text(DEFAULT_SYSTEM),)), *messages)
-        for message in messages:
+        out = ChunkWriter(self._tokenizer, self.numbers_pictures if number_pictures is None else number_pictures)
+        for message in _with_system(messages):
             target = message.role == "assistant"
             out.control(self._start, supervised=False)
             out.text(f"{message.role}\n", supervised=False)
             out.parts(message, supervised=target)
             out.control(self._end, supervised=target)
             out.text("\n", supervised=False)
+            out.end_of_message(message)
         if generation_prompt:
             out.control(self._start, supervised=False)
             out.text("assistant\n", supervised=False)
@@ -119,8 +97,61 @@ class ChatML(ChatFormat):
 
 
 @final
+class QwenVLChatML(ChatFormat):
+    r"""The chat form of Qwen-VL-Chat (qwen_generation_utils.py `make_context`, finetune.py `preprocess`).
+
+    The turns are those of `ChatML`; a picture is `Picture N: <img>...</img>\n`. Three things differ:
+
+    - Role, line break and content are tokenized apart in every turn, so a question that begins with a line break
+      keeps two of them (`\n`, `\n`) where the template of Qwen2-VL fuses them into one token.
+    - Targets, as the official fine-tuning has them: an assistant's text, and in *every* turn `<|im_start|>`,
+      `<|im_end|>` and the `\n` behind it. Role names, the line break behind them and questions are not targets.
+    - A reply ends at `<|im_end|>`, `<|im_start|>` or `<|endoftext|>`. The reference goes one step further: after
+      one of the first two it forces `<|endoftext|>`, stops there, and cuts the text at the first of the two. The
+      text is the same; our ids lack the forced one.
+
+    Deliberately different: the reference also reads `<img>path</img>` typed by a user as a picture. Here pictures
+    are parts of messages and `<img>` is text; `official.parse_prompt` turns such strings into parts.
+    """
+
+    numbers_pictures = True
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._start = tokenizer.special("<|im_start|>")
+        self._end = tokenizer.special("<|im_end|>")
+        self.stop_ids = (self._end, self._start, tokenizer.special("<|endoftext|>"))
+
+    def render(
+        self,
+        messages: tuple[Message, ...],
+        *,
+        generation_prompt: bool = False,
+        number_pictures: bool | None = None,
+    ) -> list[Chunk]:
+        _require_messages(messages)
+        out = ChunkWriter(self._tokenizer, self.numbers_pictures if number_pictures is None else number_pictures)
+        for message in _with_system(messages):
+            self._open(out, message.role)
+            out.parts(message, supervised=message.role == "assistant")
+            out.control(self._end, supervised=True)
+            out.text("\n", supervised=True)
+            out.end_of_message(message)
+        if generation_prompt:
+            self._open(out, "assistant")
+        return out.finish()
+
+    def _open(self, out: ChunkWriter, role: str) -> None:
+        out.control(self._start, supervised=True)
+        out.text(role, supervised=False)
+        out.cut()
+        out.text("\n", supervised=False)
+        out.cut()
+
+
+@final
 class Raw(ChatFormat):
-    """The pretraining form: the parts of all turns in order, no roles and no system prompt of its own.
+    """The pretraining form of both families: the parts of all turns in order, no roles and no system prompt of its own.
 
     A system turn that the conversation brings is text like any other. An assistant turn is a target and is
     closed by `<|endoftext|>`, a target too; the other turns are context. `generation_prompt` adds nothing:
@@ -137,92 +168,36 @@ class Raw(ChatFormat):
         messages: tuple[Message, ...],
         *,
         generation_prompt: bool = False,
-        number_pictures: bool = False,
+        number_pictures: bool | None = None,
     ) -> list[Chunk]:
         _require_messages(messages)
-        out = _Chunks(self._tokenizer, number_pictures)
+        out = ChunkWriter(self._tokenizer, self.numbers_pictures if number_pictures is None else number_pictures)
         for message in messages:
             target = message.role == "assistant"
             out.parts(message, supervised=target)
             if target:
                 out.control(self._end, supervised=True)
+            out.end_of_message(message)
         return out.finish()
 
 
 def chat_format(name: Literal["chatml", "raw"], tokenizer: Tokenizer) -> ChatFormat:
-    """The format of that name.
+    """The format of that name, as the tokenizer's family writes it.
 
     Raises:
         ValueError: an unknown name, or a vocabulary without the special tokens the format needs.
     """
     if name == "chatml":
-        return ChatML(tokenizer)
+        return QwenVLChatML(tokenizer) if tokenizer.family is QWEN_VL else ChatML(tokenizer)
     if name == "raw":
         return Raw(tokenizer)
     raise ValueError(f"chat format {name!r} is unknown; choose chatml or raw")
 
 
+def _with_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    return messages if messages[0].role == "system" else (Message("system", (Text(DEFAULT_SYSTEM),)), *messages)
+
+
 def _require_messages(messages: tuple[Message, ...]) -> None:
     if not messages:
         raise ValueError("a conversation needs at least one message, got none")
-
-
-@final
-class _Chunks:
-    """Collects text until something ends it, because BPE must see neighbouring text parts as one string."""
-
-    def __init__(self, tokenizer: Tokenizer, number_pictures: bool) -> None:
-        self._tokenizer = tokenizer
-        self._number_pictures = number_pictures
-        self._images = 0
-        self._videos = 0
-        self._chunks: list[Chunk] = []
-        self._text: list[str] = []
-        self._ids: list[int] = []
-        self._supervised = False
-
-    def text(self, text: str, *, supervised: bool) -> None:
-        if text:
-            self._supervise(supervised)
-            self._text.append(text)
-
-    def control(self, token_id: int, *, supervised: bool) -> None:
-        self._supervise(supervised)
-        self._close_text()
-        self._ids.append(token_id)
-
-    def parts(self, message: Message, *, supervised: bool) -> None:
-        for part in message.parts:
-            if isinstance(part, Text):
-                self.text(part.text, supervised=supervised)
-            elif isinstance(part, Image):
-                self._images += 1
-                self._picture(ImageChunk(part), f"Picture {self._images}: ")
-            else:
-                self._videos += 1
-                self._picture(VideoChunk(part), f"Video {self._videos}: ")
-
-    def finish(self) -> list[Chunk]:
-        self._close_chunk()
-        return self._chunks
-
-    def _picture(self, chunk: ImageChunk | VideoChunk, number: str) -> None:
-        if self._number_pictures:
-            self.text(number, supervised=False)  # written for the model, also inside an assistant's turn
-        self._close_chunk()
-        self._chunks.append(chunk)
-
-    def _supervise(self, supervised: bool) -> None:
-        if supervised != self._supervised:
-            self._close_chunk()
-            self._supervised = supervised
-
-    def _close_text(self) -> None:
-        self._ids += self._tokenizer.encode("".join(self._text), markup=True)
-        self._text.clear()
-
-    def _close_chunk(self) -> None:
-        self._close_text()
-        if self._ids:
-            self._chunks.append(TextChunk(tuple(self._ids), self._supervised))
-            self._ids.clear()

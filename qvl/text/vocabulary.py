@@ -1,39 +1,16 @@
 """The Qwen byte-pair vocabulary: ranked byte strings and the merges they imply.
 
 Knows: where the published ranks lie, which two tokens each token is merged from, the bytes <-> printable
-characters alphabet of byte-level `tokenizer.json` files, Qwen2-VL's fourteen special tokens.
-Does not know: regular expressions, normalisation, chat formats.
+characters alphabet of byte-level `tokenizer.json` files.
+Does not know: special tokens, regular expressions, normalisation, chat formats.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-
-GROUNDING_MARKS = (
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-)
-"""Marks that people and models write in text; everything else in `SPECIAL_TOKENS` is control."""
-
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    *GROUNDING_MARKS,
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-"""In id order; in the full vocabulary they take 151643..151656, as in the official checkpoints."""
 
 
 def _byte_characters() -> str:
@@ -92,13 +69,18 @@ def parse_ranks(content: bytes) -> list[bytes]:
     """Reads `base64 rank` lines (LF or CRLF).
 
     Raises:
-        ValueError: ranks that are not 0, 1, 2, ... in order.
+        ValueError: ranks that are not 0, 1, 2, ... in order, or tokens that are not base64.
     """
     fields = content.split()
     ranks = fields[1::2]
-    if ranks != [b"%d" % i for i in range(len(fields) // 2)]:
+    if not ranks or len(fields) % 2 or ranks != [b"%d" % i for i in range(len(ranks))]:
         raise ValueError(f"a .tiktoken file must list ranks 0..{len(ranks) - 1} in order; this one does not")
-    return [base64.b64decode(field) for field in fields[::2]]
+    return [base64.b64decode(field, validate=True) for field in fields[::2]]
+
+
+def write_ranks(tokens: Iterable[bytes]) -> bytes:
+    """Inverse of `parse_ranks`: `base64 rank` lines, as the published file has them."""
+    return b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(tokens))
 
 
 def merge_parents(tokens: Sequence[bytes]) -> list[tuple[int, int] | None]:

@@ -13,9 +13,13 @@ from qvl.data.records import Sample
 from qvl.data.world import World, WorldConfig
 from qvl.inputs.processor import Processor, ProcessorConfig
 from qvl.media.resize import PixelBudget
-from qvl.models.qwen2_vl.config import Qwen2VLConfig, TokenIds, preset, with_vocabulary
-from qvl.models.qwen2_vl.model import Qwen2VL
-from qvl.models.vlm import VisionLanguageModel
+from qvl.models.qwen2_vl.config import Qwen2VLConfig, TokenIds, with_vocabulary
+from qvl.models.qwen_vl import config as qwen_vl_config
+from qvl.models.qwen_vl.config import QwenVLConfig
+from qvl.models.registry import build_model, preset
+from qvl.models.vlm import VisionLanguageModel, VLMConfig
+from qvl.text.family import QWEN2_VL, QWEN_VL, Family
+from qvl.text.folder import has_tokenizer
 from qvl.text.messages import Text
 from qvl.text.tokenizer import Tokenizer
 from qvl.train.config import StageConfig, TrainConfig
@@ -44,32 +48,50 @@ def build(config: TrainConfig, tokenizer_folder: str | Path | None = None) -> Bu
     Raises:
         ValueError: no such preset, or a world that cannot be.
     """
-    tokenizer = _tokenizer(config, tokenizer_folder)
-    model_config = with_vocabulary(preset(config.model), tokenizer.vocab_size, token_ids(tokenizer))
-    model = Qwen2VL(model_config)
+    sizes = preset(config.model)
+    tokenizer = _tokenizer(config, QWEN_VL if isinstance(sizes, QwenVLConfig) else QWEN2_VL, tokenizer_folder)
+    fitted = _with_vocabulary(sizes, tokenizer)
+    model = build_model(fitted)
     model.init_weights(config.seed)
-    return Built(model, build_processor(config, model_config, tokenizer))
+    return Built(model, build_processor(config, fitted, tokenizer))
 
 
-def build_processor(config: TrainConfig, model: Qwen2VLConfig, tokenizer: Tokenizer) -> Processor:
+def build_processor(config: TrainConfig, model: VLMConfig, tokenizer: Tokenizer) -> Processor:
     """The processor that training uses: the fast resizer, and pictures of the sizes the recipe's worlds have.
 
-    A picture outside these sizes is something the model has never seen; scaled into them it is not.
+    A picture outside these sizes is something the model has never seen; scaled into them it is not. Qwen-VL makes a
+    square of every picture.
     """
+    chat = config.stages[-1].chat_format
+    if isinstance(model, QwenVLConfig):
+        side, queries, patch = model.vision.image_px, model.adapter.queries, model.vision.patch
+        return Processor(
+            tokenizer, ProcessorConfig.qwen_vl(side, queries, patch=patch, chat_format=chat, resize="fast")
+        )
     areas = [height * width for stage in config.stages for height, width in stage.world.sizes]
     return Processor(
         tokenizer,
         ProcessorConfig(
             pixels=PixelBudget(min(areas), max(areas)),
-            chat_format=config.stages[-1].chat_format,
+            chat_format=chat,
             resize="fast",
             rope_axes=3 if model.text.rope_axes == 3 else 1,
         ),
     )
 
 
+def _with_vocabulary(sizes: VLMConfig, tokenizer: Tokenizer) -> VLMConfig:
+    """The same model over the tokenizer's vocabulary."""
+    if isinstance(sizes, QwenVLConfig):
+        end = tokenizer.special("<|endoftext|>")
+        ids = qwen_vl_config.TokenIds(image_start=tokenizer.special("<img>"), bos=end, eos=end)
+        return qwen_vl_config.with_vocabulary(sizes, tokenizer.vocab_size, ids)
+    assert isinstance(sizes, Qwen2VLConfig)
+    return with_vocabulary(sizes, tokenizer.vocab_size, token_ids(tokenizer))
+
+
 def token_ids(tokenizer: Tokenizer) -> TokenIds:
-    """The ids by which a model knows its special tokens."""
+    """The ids by which a Qwen2-VL model knows its special tokens."""
     return TokenIds(
         image_pad=tokenizer.special("<|image_pad|>"),
         video_pad=tokenizer.special("<|video_pad|>"),
@@ -100,11 +122,11 @@ class WorldSource:
         return replace(sample, independent=shown and sample.task not in _CONNECTED)
 
 
-def _tokenizer(config: TrainConfig, folder: str | Path | None) -> Tokenizer:
-    if folder is not None and (Path(folder) / "tokenizer.json").is_file():
+def _tokenizer(config: TrainConfig, family: Family, folder: str | Path | None) -> Tokenizer:
+    if folder is not None and has_tokenizer(folder):
         return Tokenizer.from_folder(folder)
     phrases = dict.fromkeys(phrase for stage in config.stages for phrase in World(stage.world).lexicon())
-    tokenizer = Tokenizer.reduced(phrases, _BASE_RANKS)
+    tokenizer = Tokenizer.reduced(phrases, _BASE_RANKS, family=family)
     if folder is not None:
         tokenizer.save(folder)
     return tokenizer

@@ -55,8 +55,9 @@ class StageConfig:
     world: WorldConfig = field(default_factory=WorldConfig)
     """The embedded world's tasks, sizes and turns of this stage."""
     chat_format: Literal["chatml", "raw"] = "raw"
-    objective: Literal["next_token", "contrast"] = "next_token"
-    """`contrast` matches pictures with words: the stand-in for the pretrained vision tower of the published models."""
+    objective: Literal["next_token", "told", "contrast"] = "next_token"
+    """`told`: pictures are told in words (`world.medium: words`), for the language model alone. `contrast` matches
+    pictures with words: the stand-in for the pretrained vision tower of the published models."""
     steps: int = 0
     """Train exactly this many steps instead of a share of the time."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -64,6 +65,8 @@ class StageConfig:
     """Most tokens of one packed forward pass."""
     patches_per_pack: int = 4096
     """Most patches of one packed forward pass."""
+    same_task: bool = False
+    """Samples of one task only in a pack (Qwen-VL's multi-task stage); `accumulate` then mixes tasks in a step."""
     accumulate: int = 1
     """Packs per optimizer step."""
     evaluate: bool = True

@@ -23,6 +23,10 @@ _CONTRAST_SCALE = 20.0
 """Inverse temperature of the cosine between a vision token and a word."""
 
 
+_LENGTH_WEIGHT = 0.1
+"""Weight of the vision tokens' length beside the match."""
+
+
 class Objective(ABC):
     @abstractmethod
     def count(self, batch: Batch) -> int:
@@ -39,18 +43,34 @@ class Objective(ABC):
 
 @final
 class NextToken(Objective):
-    """Cross-entropy of the supervised tokens: every published stage."""
+    """Cross-entropy of the supervised tokens: every published stage.
+
+    Args:
+        told: pictures are `WordPicture`s, whose words stand for vision tokens.
+    """
+
+    def __init__(self, told: bool = False) -> None:
+        self._told = told
 
     def count(self, batch: Batch) -> int:
         return batch.target_count
 
     def losses(self, model: VisionLanguageModel, batch: Batch) -> Tensor:
-        return token_losses(model, batch)[0]
+        return token_losses(model, batch, _words_as_vision(model, batch) if self._told else None)[0]
 
     def by_task(self, losses_X: Tensor, pack: Pack, tasks: tuple[str, ...]) -> dict[str, tuple[float, int]]:
         sums = torch.zeros(len(tasks)).index_add_(0, pack.task_X, losses_X.float().cpu())
         counts = torch.bincount(pack.task_X, minlength=len(tasks))
         return {n: (float(s), int(c)) for n, s, c in zip(tasks, sums, counts, strict=True) if c}
+
+
+def _words_as_vision(model: VisionLanguageModel, batch: Batch) -> Tensor:
+    """[M, D] vision tokens that look like the words in their places.
+
+    The placeholder's own vector is added, as the mark of a thing seen: without it a word in a question would first
+    of all find itself again, and the model could not learn to look for it in the picture.
+    """
+    return model.embed(batch.tokens_T[batch.vision_rows_M]) + model.embed.weight[model.config.ids.image_pad]
 
 
 @final
@@ -61,7 +81,8 @@ class Contrast(Objective):
     small. A picture scores an answer by its best vision tokens (log-mean-exp of their cosines with the mean of the
     answer's word vectors, centred over the batch), so a vision token learns to look like the word for what it shows,
     in the very space the language model reads. Items are branches (`Batch.parents`): one answer about one picture.
-    The language model is not run and its word vectors are not changed. Cosines leave the length of vision tokens free;
+    The language model is not run and its word vectors are not changed; the mark of a thing seen (`_words_as_vision`)
+    is taken off first. Cosines leave the length of vision tokens free;
     it is held at the length of word vectors, or no decoder layer could add anything to them afterwards.
     """
 
@@ -82,7 +103,8 @@ class Contrast(Objective):
         answers, kind_X = _distinct_answers(batch)
         words_AD = torch.stack([model.embed.weight[a].mean(0) for a in answers]).detach()
         words_AD = F.normalize(words_AD - words_AD.mean(0), dim=-1)
-        seen_MD = model.see(batch, PackedContext(batch))
+        mark_D = model.embed.weight[model.config.ids.image_pad].detach()
+        seen_MD = model.see(batch, PackedContext(batch)) - mark_D
         lengths = seen_MD.norm(dim=-1) / model.embed.weight.detach().norm(dim=-1).mean()
         vision_MD = F.normalize(seen_MD, dim=-1)
         sequence_M = torch.bucketize(
@@ -99,7 +121,7 @@ class Contrast(Objective):
         also_true_SA[parent_X, kind_X] = True
         also_true_XA = also_true_SA[parent_X].scatter(1, kind_X[:, None], False)
         scores_XA = pictures_SA[parent_X].masked_fill(also_true_XA, float("-inf"))
-        return F.cross_entropy(scores_XA, kind_X, reduction="none") + lengths.log().square().mean()
+        return F.cross_entropy(scores_XA, kind_X, reduction="none") + _LENGTH_WEIGHT * lengths.log().square().mean()
 
     def by_task(self, losses_X: Tensor, pack: Pack, tasks: tuple[str, ...]) -> dict[str, tuple[float, int]]:
         return {"contrast": (float(losses_X.sum()), losses_X.shape[0])}
@@ -120,4 +142,4 @@ def _distinct_answers(batch: Batch) -> tuple[list[Tensor], Tensor]:
     return [torch.tensor(a, device=device) for a in index], torch.tensor(kinds, device=device)
 
 
-OBJECTIVES: dict[str, Objective] = {"next_token": NextToken(), "contrast": Contrast()}
+OBJECTIVES: dict[str, Objective] = {"next_token": NextToken(), "told": NextToken(told=True), "contrast": Contrast()}

@@ -21,8 +21,8 @@ _NS_COEFFICIENTS = (3.4445, -4.775, 2.0315)
 
 
 def part_of(name: str) -> Part:
-    """The part a parameter belongs to: `visual.merger.*` is the merger, other `visual.*` vision, the rest text."""
-    if name.startswith("visual.merger."):
+    """The part a parameter belongs to: the merger (Qwen-VL: the adapter), other `visual.*` vision, the rest text."""
+    if name.startswith(("visual.merger.", "visual.adapter.")):
         return "merger"
     return "vision" if name.startswith("visual.") else "text"
 

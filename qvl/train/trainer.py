@@ -43,7 +43,9 @@ class _StageRun:
     optimizers: Optimizers
     clock: StageClock
     next_index: int = 0
-    """First sample that no step has used yet."""
+    """First sample that was not taken yet."""
+    waiting: tuple[int, ...] = ()
+    """Earlier samples that no step has used yet: they wait in open packs (`PackLimits.same_task`)."""
     bad_steps: int = 0
     """Steps skipped in a row."""
 
@@ -140,7 +142,7 @@ class Trainer:
         if saved and saved["optimizers"] is not None:
             run.optimizers.load_state_dict(saved["optimizers"])
             run.clock.resume(saved["step"], saved["stage_elapsed"])
-            run.next_index = saved["next_index"]
+            run.next_index, run.waiting = saved["next_index"], tuple(saved.get("waiting", ()))
             set_rng_state(saved["rng"])
         return run
 
@@ -150,7 +152,7 @@ class Trainer:
         held = [next(stream) for _ in range(run.stage.accumulate)]
         waited = time.perf_counter() - waited
         loss = self._backward(run, held, run_log, waited)
-        run.next_index = held[-1].next_index
+        run.next_index, run.waiting = held[-1].next_index, held[-1].waiting
         if not math.isfinite(loss):
             self._skip(run, held)
             return
@@ -182,9 +184,9 @@ class Trainer:
         return total
 
     def _packs(self, run: _StageRun) -> Iterator[Pack]:
-        stage, source, processor, start = run.stage, run.source, self.processor, run.next_index
-        limits = PackLimits(stage.tokens_per_pack, stage.patches_per_pack)
-        return background(lambda: packs(source, processor, limits, stage.chat_format, start))
+        stage, source, processor, start, waiting = run.stage, run.source, self.processor, run.next_index, run.waiting
+        limits = PackLimits(stage.tokens_per_pack, stage.patches_per_pack, stage.same_task)
+        return background(lambda: packs(source, processor, limits, stage.chat_format, start, waiting=waiting))
 
     def _skip(self, run: _StageRun, held: list[Pack]) -> None:
         run.bad_steps += 1
@@ -208,6 +210,7 @@ class Trainer:
                 "step": run.clock.step if run else 0,
                 "stage_elapsed": run.clock.elapsed if run else 0.0,
                 "next_index": run.next_index if run else 0,
+                "waiting": list(run.waiting) if run else [],
                 "elapsed": self.elapsed,
                 "rng": rng_state(),
                 "stages": [s.name for s in self.config.stages],

@@ -5,36 +5,33 @@ Knows: grounding marks, plain JSON values. Does not know: what the words are abo
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
+from qvl.text.family import ANY_MARKUP, Mark
 from qvl.viz.svg import escape
 
 LONGEST = 900
 """Characters of a text that are shown, marks included (a caption of five boxes has about 600)."""
-
-_MARK = re.compile(r"<\|(object_ref|box|quad)_(start|end)\|>")
 
 
 def said(text: str) -> str:
     """Escaped words; grounding marks become typography: the label underlined, its box small."""
     shown = text.strip()
     shown = shown if len(shown) <= LONGEST else shown[:LONGEST] + " …"
-    parts, at, opened = [], 0, ""
-    for mark in _MARK.finditer(shown):
-        parts.append(escape(shown[at : mark.start()]))
-        kind, edge = mark.groups()
-        tag = "u" if kind == "object_ref" else "small"
-        if edge == "start" and not opened:
+    parts, opened = [], ""
+    for piece in ANY_MARKUP.split(shown):
+        if not isinstance(piece, Mark):
+            parts.append(escape(piece))
+            continue
+        tag = "u" if piece.kind == "ref" else "small"
+        if piece.opens and not opened:
             parts.append(f"<{tag}>")
             opened = tag
-        elif edge == "end" and opened == tag:
+        elif not piece.opens and opened == tag:
             parts.append(f"</{tag}>")
             opened = ""
         else:
             parts.append(" ")
-        at = mark.end()
-    parts.append(escape(shown[at:]))
     return "".join([*parts, f"</{opened}>" if opened else ""]) or '<i class="none">(nothing)</i>'
 
 

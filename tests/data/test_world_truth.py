@@ -252,6 +252,35 @@ def test_answers_about_a_told_scene_are_true_and_all_is_told(world):
     assert len(styles) == 2
 
 
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_word_pictures_show_the_scene(language):
+    told = World(WorldConfig(medium="words", repeats=0, zh=float(language == "zh"), sizes=((112, 140), (140, 84))))
+    drawn = World(WorldConfig(repeats=0, zh=float(language == "zh"), sizes=((112, 140), (140, 84))))
+    found = 0
+    for index in range(60):
+        sample = told.sample("train", index, "what")
+        (height, width), meta = sample.meta["hw"], sample.meta
+        assert meta["boxes_px"] == drawn.sample("train", index, "what").meta["boxes_px"]
+        words = sample.messages[0].parts[0].words
+        assert (len(words), {len(row) for row in words}) == (height // 28, {width // 28})
+        for y, row in enumerate(words):
+            for x, word in enumerate(row):
+                covers = {n: _covered(b, x, y) for n, b in zip(meta["names"], meta["boxes_px"], strict=True)}
+                # Nothing is named that covers less than a fifth; what covers more than half is never left out.
+                assert word == meta["background"] or covers[word] >= 0.2
+                assert word != meta["background"] or max(covers.values()) <= 0.5
+                found += word != meta["background"]
+    assert found > 150
+
+
+def _covered(box, x, y):
+    """Share of the 28-pixel square in column x and row y that the box covers."""
+    x1, y1, x2, y2 = box
+    wide = max(0, min(x2, 28 * x + 28) - max(x1, 28 * x))
+    high = max(0, min(y2, 28 * y + 28) - max(y1, 28 * y))
+    return wide * high / 28**2
+
+
 def test_comparisons_are_true(world):
     kinds = Counter()
     for index in range(120):

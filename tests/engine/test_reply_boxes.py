@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from qvl.engine.api import Box
 from qvl.engine.boxes import Scene, find_boxes, scene_of
+from qvl.text.family import ANY_MARKUP, QWEN2_VL, QWEN_VL
 from qvl.text.grounding import Coordinates, box, quad, ref
 from qvl.text.messages import Image, Message, Text, Video, parse_messages
 
@@ -29,6 +30,14 @@ def test_the_label_may_stand_in_the_question():
     assert [b.label for b in find_boxes(box((1, 2, 3, 4)), scene)] == ["the cat"]
     assert [b.label for b in find_boxes(ref("a tail") + box((1, 2, 3, 4)), scene)] == ["a tail"]
     assert [b.label for b in find_boxes(box((1, 2, 3, 4)), Scene((WIDE,), (0,)))] == [""]
+
+
+def test_qwen_vls_spelling():
+    text = "<ref>猫</ref><box>(100,200),(500,900)</box><quad>(0,0),(9,0),(9,9),(0,9)</quad>"
+    for markup in (QWEN_VL.markup, ANY_MARKUP):
+        found = find_boxes(text, Scene((WIDE,), (0,), question="<ref>狗</ref>", markup=markup))
+        assert found == (Box("猫", (40, 20, 200, 90)), Box("猫", (0, 0, 4, 1)))
+    assert find_boxes(text, Scene((WIDE,), (0,), markup=QWEN2_VL.markup)) == ()
 
 
 def test_malformed_places_are_skipped_and_text_without_a_picture_has_none():

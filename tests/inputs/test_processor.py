@@ -8,7 +8,7 @@ import torch
 
 from qvl.batch import IGNORE
 from qvl.inputs.processor import Processor
-from qvl.text.messages import Message
+from qvl.text.messages import Image, Message, Text, WordPicture
 
 
 def picture(height: int = 56, width: int = 84, seed: int = 0) -> np.ndarray:
@@ -130,3 +130,37 @@ def test_messages_may_come_parsed(processor: Processor) -> None:
     parsed = parse_messages(ask("a"))
     assert isinstance(parsed[0], Message)
     assert torch.equal(processor([parsed]).tokens_T, processor([ask("a")]).tokens_T)
+
+
+def test_a_picture_told_in_words_stands_where_a_picture_would(processor: Processor) -> None:
+    words = WordPicture((("dog", "cat", "cat"), ("dog", "keys", "keys")))
+    told = processor.sequence([Message("user", (words, Text("What is it?")))], chat_format="raw")
+    shown = processor.sequence(
+        [Message("user", (Image(np.zeros((56, 84, 3), np.uint8)), Text("What is it?")))], chat_format="raw"
+    )
+    assert (told.positions_RT == shown.positions_RT).all()
+    assert told.next_position == shown.next_position
+    cells = shown.vision_rows_M
+    assert (told.vision_rows_M == cells).all()
+    assert told.visuals == ()
+    encode = processor.tokenizer.encode
+    dog, cat, keys = encode(" dog"), encode(" cat"), encode(" keys")
+    expected = [(w, y + x) for y, row in enumerate((("d", "c", "c"), ("d", "k", "k"))) for x, w in enumerate(row)]
+    pieces = {"d": dog, "c": cat, "k": keys}
+    assert told.tokens_T[cells].tolist() == [pieces[w][n % len(pieces[w])] for w, n in expected]
+    rest = np.setdiff1d(np.arange(len(shown.tokens_T)), cells)
+    assert (told.tokens_T[rest] == shown.tokens_T[rest]).all()
+
+
+def test_questions_about_a_told_picture_branch(processor: Processor) -> None:
+    words = WordPicture((("dog", "cat"),))
+    messages = [
+        Message("user", (words, Text("What is it?"))),
+        Message("assistant", (Text(" A dog"),)),
+        Message("user", (Text("What is a cat?"),)),
+        Message("assistant", (Text(" a dog"),)),
+    ]
+    root, *branches = processor.branches(messages, labels=True, chat_format="raw")
+    assert [b.branch for b in branches] == [True, True]
+    assert not root.branch
+    assert len(root.tokens_T) == 4  # <|vision_start|>, two words, <|vision_end|>

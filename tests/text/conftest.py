@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from qvl.text.family import QWEN_VL
 from qvl.text.tokenizer import Tokenizer
 
 
@@ -22,3 +23,13 @@ def saved(full: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small() -> Tokenizer:
     return Tokenizer.reduced(["the red circle is left of the blue square", "数一数图中有几个圆"], base_ranks=64)
+
+
+@pytest.fixture(scope="session")
+def v1() -> Tokenizer:
+    return Tokenizer.qwen_vl()
+
+
+@pytest.fixture(scope="session")
+def small_v1() -> Tokenizer:
+    return Tokenizer.reduced(["the red circle is left of the blue square", "数一数图中有几个圆"], 64, QWEN_VL)

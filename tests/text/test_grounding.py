@@ -1,19 +1,31 @@
 from __future__ import annotations
 
+import contextlib
 import time
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from qvl.text.grounding import Coordinates, Grounded, box, parse_grounding, plain_text, quad, ref
-from qvl.text.vocabulary import GROUNDING_MARKS
+from qvl.text.family import ANY_MARKUP, QWEN2_VL, QWEN_VL, Mark, Markup
+from qvl.text.grounding import (
+    EVALUATION_DIVISOR,
+    Coordinates,
+    Grounded,
+    box,
+    check_grounding,
+    parse_grounding,
+    plain_text,
+    quad,
+    ref,
+)
 
+GROUNDING_MARKS = (*QWEN2_VL.markup.written, *QWEN_VL.markup.written)
 COORDINATE = st.integers(0, 999)
 SPAN = st.tuples(COORDINATE, COORDINATE).map(sorted)
 BOXES = st.builds(lambda x, y: (x[0], y[0], x[1], y[1]), SPAN, SPAN)
 QUADS = st.tuples(*[st.tuples(COORDINATE, COORDINATE)] * 4)
-LABELS = st.text(max_size=20).filter(lambda t: "<|" not in t)
+LABELS = st.text(max_size=20).filter(lambda t: "<" not in t)
 DEBRIS = st.lists(
     st.one_of(
         st.sampled_from([*GROUNDING_MARKS, "(1,2),(3,4)", "(9,9),(1,1)", "(1234,5),(6,7)", "(1,2", "<|box", "((", " "]),
@@ -71,12 +83,43 @@ def test_bad_labels_and_quads_are_not_written() -> None:
             lambda i: i[1] or i[2]
         ),
         max_size=4,
-    )
+    ),
+    markup=st.sampled_from([QWEN_VL.markup, QWEN2_VL.markup]),
 )
-def test_round_trip(items: list) -> None:
-    text = "".join(ref(name) + "".join(map(box, bs)) + "".join(map(quad, qs)) + tail for name, bs, qs, tail in items)
-    assert parse_grounding(text) == [Grounded(name, tuple(bs), tuple(qs)) for name, bs, qs, _ in items]
-    assert plain_text(text) == "".join(name + tail for name, _, _, tail in items)
+def test_round_trip(items: list, markup: Markup) -> None:
+    text = "".join(
+        ref(name, markup) + "".join(box(b, markup) for b in bs) + "".join(quad(q, markup) for q in qs) + tail
+        for name, bs, qs, tail in items
+    )
+    for reader in (markup, ANY_MARKUP):
+        check_grounding(text, reader)
+        assert parse_grounding(text, reader) == [Grounded(name, tuple(bs), tuple(qs)) for name, bs, qs, _ in items]
+        assert plain_text(text, reader) == "".join(name + tail for name, _, _, tail in items)
+
+
+def test_the_other_familys_marks_are_text() -> None:
+    text = "<ref>x</ref><box>(1,2),(3,4)</box>"
+    assert parse_grounding(text, QWEN2_VL.markup) == []
+    assert plain_text(text, QWEN2_VL.markup) == text
+    assert parse_grounding(text) == parse_grounding(text, QWEN_VL.markup) == [Grounded("x", ((1, 2, 3, 4),))]
+
+
+def test_pieces_make_up_the_text() -> None:
+    text = "a<ref>b</ref><|box_start|>(1,2)"
+    pieces = list(ANY_MARKUP.split(text))
+    assert "".join(map(str, pieces)) == text
+    assert [(p.kind, p.opens) for p in pieces if isinstance(p, Mark)] == [("ref", True), ("ref", False), ("box", True)]
+
+
+def test_examples_of_the_qwen_vl_papers_and_readme() -> None:
+    woman = "<ref> Woman</ref><box>(451,379),(731,806)</box> and<ref> her dog</ref><box>(219,424),(576,896)</box>"
+    assert parse_grounding(woman) == [
+        Grounded(" Woman", ((451, 379, 731, 806),)),
+        Grounded(" her dog", ((219, 424, 576, 896),)),
+    ]
+    assert plain_text(woman + " playing") == " Woman and her dog playing"
+    ocr = "<ref>It is managed</ref> <quad>(568,121), (625,131), (624,182), (567,172)</quad>"
+    assert parse_grounding(ocr) == [Grounded("It is managed", (), (((568, 121), (625, 131), (624, 182), (567, 172)),))]
 
 
 def test_who_owns_a_place() -> None:
@@ -107,6 +150,20 @@ def test_who_owns_a_place() -> None:
 )
 def test_malformed_output_is_skipped(text: str, boxes: list) -> None:
     assert [b for g in parse_grounding(text) for b in g.boxes_1000] == boxes
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=DEBRIS)
+def test_what_may_be_learned_is_read_back_whole(text: str) -> None:
+    """Whatever the strict check lets through, the tolerant reader loses nothing of."""
+    try:
+        check_grounding(text)
+    except ValueError:
+        return
+    found = parse_grounding(text)
+    closing = [mark.kind for mark in ANY_MARKUP.find(text) if not mark.opens]
+    assert sum(len(g.boxes_1000) for g in found) == closing.count("box")
+    assert sum(len(g.quads_1000) for g in found) == closing.count("quad")
 
 
 @settings(max_examples=300, deadline=None)
@@ -142,6 +199,8 @@ def test_huge_text_takes_linear_time(text: str) -> None:
     start = time.perf_counter()
     parse_grounding(text)
     plain_text(text)
+    with contextlib.suppress(ValueError):
+        check_grounding(text)
     assert time.perf_counter() - start < 1.0  # measured at most 0.04 s
 
 
@@ -154,6 +213,18 @@ def test_worked_example() -> None:
     assert picture.box_1000_to_px((100, 100, 500, 999)) == (64, 48, 320, 480)
     assert picture.box_1000_to_resized_px((100, 100, 500, 500)) == (64, 48, 322, 238)
     assert picture.box_1000_to_px((-50, 0, 2000, 1000)) == (0, 0, 640, 480)
+
+
+def test_three_readings_of_one_box() -> None:
+    """Replies and drawings divide by 1000, Qwen-VL's evaluation by 999; only metrics keep fractions."""
+    picture = Coordinates(original_hw=(480, 640), resized_hw=(448, 448))
+    there = picture.box_px_to_1000((320, 120, 640, 480))
+    assert there == (500, 250, 999, 999)
+    assert picture.box_1000_to_px(there) == (320, 120, 639, 480)
+    assert picture.box_1000_to_resized_px(there) == (224, 112, 448, 448)
+    assert picture.box_1000_to_exact_px(there) == pytest.approx((320, 120, 639.36, 479.52))
+    exact = picture.box_1000_to_exact_px(there, EVALUATION_DIVISOR)
+    assert exact == pytest.approx((320.3203, 120.1201, 640, 480), abs=1e-4)
 
 
 SIZES = st.integers(1, 5000)

@@ -16,8 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qvl.text import tokenizer as module
+from qvl.text.family import QWEN2_VL
 from qvl.text.tokenizer import Tokenizer
-from qvl.text.vocabulary import GROUNDING_MARKS, SPECIAL_TOKENS, load_qwen_ranks
+from qvl.text.vocabulary import load_qwen_ranks
+
+GROUNDING_MARKS, SPECIAL_TOKENS = QWEN2_VL.markup.written, QWEN2_VL.specials
 
 OFFICIAL_PATTERN = (  # written out again: a slip in the library's copy must not reach the oracle
     r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"""

@@ -4,14 +4,15 @@ from itertools import pairwise
 
 import pytest
 
+from qvl.text.family import QWEN2_VL, QWEN_VL
 from qvl.text.vocabulary import (
     BYTE_CHARACTERS,
-    SPECIAL_TOKENS,
     load_qwen_ranks,
     merge_parents,
     parse_ranks,
     spell,
     unspell,
+    write_ranks,
 )
 
 
@@ -36,7 +37,7 @@ def test_the_published_vocabulary_is_whole(ranks: list[bytes]) -> None:
     assert len(ranks) == len(set(ranks)) == 151643
     assert {len(token) for token in ranks[:256]} == {1}
     assert ranks[:3] == [b"!", b'"', b"#"]
-    assert len(SPECIAL_TOKENS) == 14
+    assert (len(QWEN2_VL.specials), len(QWEN_VL.specials)) == (14, 217)
 
 
 def test_merge_parents_equal_plain_bpe(ranks: list[bytes]) -> None:
@@ -69,5 +70,9 @@ def test_spelling_is_a_bijection_on_bytes() -> None:
 
 def test_rank_file_line_ends_and_order() -> None:
     assert parse_ranks(b"IQ== 0\r\nIg== 1\r\n") == parse_ranks(b"IQ== 0\nIg== 1\n") == [b"!", b'"']
+    assert write_ranks([b"!", b'"']) == b"IQ== 0\nIg== 1\n"
     with pytest.raises(ValueError, match=r"0\.\.1 in order"):
         parse_ranks(b"IQ== 1\nIg== 0\n")
+    for broken in (b"", b"IQ== 0 Ig==", b"?? 0"):
+        with pytest.raises(ValueError, match=r"in order|base64|padding"):
+            parse_ranks(broken)

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 Split = Literal["train", "dev", "test"]
 Style = Literal["pretrain", "chat"]
+Medium = Literal["pixels", "words"]
 
 SIZES = (
     (112, 112),
@@ -79,6 +80,10 @@ class WorldConfig:
     style: Style = "pretrain"
     """`pretrain`: Qwen-VL's stage-2 formats ("... Answer:" -> " dog"); `chat`: plain questions and answers."""
 
+    medium: Medium = "pixels"
+    """`words`: scenes are grids of words, one where a vision token would be (28 x 28 pixels), English in every
+    language. Only for training, and only for questions about one picture."""
+
     chinese_font: str = ""
     """Path of a font with Chinese characters for OCR pictures (`ocr.find_chinese_font` looks for one); without it,
     rendered text is English only."""
@@ -109,6 +114,8 @@ class WorldConfig:
             raise ValueError(f"turns must be at least 1, got {self.turns}")
         if self.style not in get_args(Style):
             raise ValueError(f"style must be one of {', '.join(get_args(Style))}, got {self.style!r}")
+        if self.medium not in get_args(Medium):
+            raise ValueError(f"medium must be one of {', '.join(get_args(Medium))}, got {self.medium!r}")
         if not self.video_frames or any(n < 4 or n % 2 for n in self.video_frames):
             raise ValueError(f"video_frames must be even numbers of at least 4, got {self.video_frames}")
         if not self.tasks or min(self.tasks.values()) < 0 or sum(self.tasks.values()) <= 0:

@@ -99,7 +99,7 @@ def line_quad(hw_px: tuple[float, float], degrees: float, centre: Point) -> tupl
 
 
 def _with_places(lines: list[Line], hw: tuple[int, int], asker: Asker, about: dict) -> Turn:
-    answer = "".join(ref(line.text) + quad(_quad_1000(line, hw)) for line in lines)
+    answer = asker.answer("".join(ref(line.text) + quad(_quad_1000(line, hw)) for line in lines))
     return Turn("ocr", asker.prompt("ocr"), answer, {**about, "grounded": True})
 
 

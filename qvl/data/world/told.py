@@ -1,4 +1,4 @@
-"""Text only: the scene is told in words and boxes, then asked about like a picture.
+"""Text only: the scene is told, as a description or as a grid of words, then asked about like a picture.
 
 Knows: how to tell a scene. Teaches a random language model reading, copying and comparing coordinates before it sees.
 Does not know: pixels.
@@ -7,6 +7,8 @@ Does not know: pixels.
 from __future__ import annotations
 
 from typing import final
+
+import numpy as np
 
 from qvl.data.world import facts
 from qvl.data.world.compose import Composer
@@ -17,7 +19,13 @@ from qvl.data.world.questions import Asker, box_text, colour_name
 from qvl.data.world.scene import COLOURS, Scene
 from qvl.data.world.story import Activity, Story, scene_meta
 from qvl.text.grounding import ref
+from qvl.text.messages import WordPicture
 
+CELL_PX = 28
+"""Side of the square that a vision token of Qwen2-VL stands for."""
+_COVER = (0.2, 0.5)
+"""A square names an object that covers more of it than a threshold from this range, drawn once per picture: how much
+of an object a vision token needs to show it is not known beforehand."""
 _ANSWERED_BY_PLACES = frozenset(("caption", "what", "count", "exists", "background", "where"))
 """Questions that a description without boxes answers."""
 
@@ -56,3 +64,22 @@ def _tell(scene: Scene, asker: Asker, with_boxes: bool) -> str:
     if scene.background in COLOURS:
         words += asker.say("text_background", colour=colour_name(scene.background, asker.language))
     return words
+
+
+def in_words(scene: Scene, rng: np.random.Generator) -> WordPicture:
+    """The scene as a grid: each square holds the English name of the object that covers it, or the background's."""
+    height, width = scene.hw[0] // CELL_PX, scene.hw[1] // CELL_PX
+    words = np.full((height, width), scene.background, dtype=object)
+    most_HW = np.full((height, width), rng.uniform(*_COVER))
+    for placed in scene.objects:
+        x1, y1, x2, y2 = placed.box_px
+        cover_HW = np.outer(_cover(y1, y2, height), _cover(x1, x2, width))
+        words[cover_HW > most_HW] = placed.concept.en
+        most_HW = np.maximum(most_HW, cover_HW)
+    return WordPicture(tuple(map(tuple, words)))
+
+
+def _cover(begin: int, end: int, cells: int) -> np.ndarray:
+    """Share of each cell along one side that lies between `begin` and `end` (pixels)."""
+    edges = np.arange(cells + 1) * CELL_PX
+    return np.clip(np.minimum(end, edges[1:]) - np.maximum(begin, edges[:-1]), 0, None) / CELL_PX

@@ -22,8 +22,8 @@ from qvl.data.world.lexicon import lexicon
 from qvl.data.world.ocr import Ocr
 from qvl.data.world.questions import Asker
 from qvl.data.world.story import Activity, Story, scene_meta
-from qvl.data.world.told import Told
-from qvl.text.messages import Image
+from qvl.data.world.told import Told, in_words
+from qvl.text.messages import Image, Part
 
 ACTIVITIES: tuple[str, ...] = (Told.name, Ocr.name, Compare.name, Dialogue.name, Clip.name)
 _SPLIT_IDS = {split: number for number, split in enumerate(get_args(Split))}
@@ -110,10 +110,12 @@ class World:
                 if story is not None:
                     return story
                 continue
-            scene = self._composer.draw(split, asker.rng, repeat=True if task == "count_same" else None)
+            repeat, drawn = (True if task == "count_same" else None), self.config.medium == "pixels"
+            scene = self._composer.draw(split, asker.rng, repeat=repeat, pixels=drawn)
             turns = self._interview.turns(scene, asker, task, wanted, only_first=only)
             if turns:
-                return Story(tuple(turns), (Image(scene.pixels_HW3),), "", scene_meta(scene))
+                shown: Part = Image(scene.pixels_HW3) if drawn else in_words(scene, asker.rng)
+                return Story(tuple(turns), (shown,), "", scene_meta(scene))
         raise ValueError(
             f"none of {_TRIES} scenes could be asked {task!r} clearly with objects={self.config.objects} and "
             f"sizes={self.config.sizes}; allow more objects or leave the task out"

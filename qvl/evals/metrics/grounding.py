@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from qvl.text.grounding import EVALUATION_DIVISOR, Coordinates
+
 Box = Sequence[float]
 """(x1, y1, x2, y2) in pixels, right and bottom edges exclusive."""
 
@@ -42,7 +44,9 @@ def hit(iou_value: float, threshold: float = 0.5) -> bool:
     return iou_value >= threshold
 
 
-def v1_box_px(text: str, hw: tuple[int, int], *, divisor: float = 999.0) -> tuple[float, float, float, float]:
+def v1_box_px(
+    text: str, hw: tuple[int, int], *, divisor: float = EVALUATION_DIVISOR
+) -> tuple[float, float, float, float]:
     """The box that Qwen-VL's RefCOCO script reads out of a reply, in pixels of an (height, width) picture.
 
     The first "(x1,y1),(x2,y2)" counts, coordinates are divided by **999** (the model writes 0..999; its drawing code
@@ -57,5 +61,4 @@ def v1_box_px(text: str, hw: tuple[int, int], *, divisor: float = 999.0) -> tupl
         x2, y2 = (float(v) for v in found[2].split(","))
     except ValueError:  # not two numbers: the script scores it as a miss, it does not stop
         return (0.0, 0.0, 0.0, 0.0)
-    height, width = hw
-    return (x1 / divisor * width, y1 / divisor * height, x2 / divisor * width, y2 / divisor * height)
+    return Coordinates(hw, hw).box_1000_to_exact_px((x1, y1, x2, y2), divisor)

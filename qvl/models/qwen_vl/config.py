@@ -107,7 +107,7 @@ def _qwen(width: int, layers: int, heads: int, mlp_hidden: int) -> DecoderConfig
 PRESETS: dict[str, QwenVLConfig] = {
     "qwen-vl": QwenVLConfig(_qwen(4096, 32, 32, 11008)),
     "tiny-qwen-vl": QwenVLConfig(
-        _qwen(192, 4, 4, 512),
+        _qwen(192, 4, 4, 256),
         VisionConfig(width=128, layers=4, heads=4, mlp_hidden=512, image_px=112, table_side=8),
         AdapterConfig(queries=16, heads=4),
         vocab_size=4096,

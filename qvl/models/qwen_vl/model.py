@@ -14,7 +14,7 @@ from qvl.batch import Batch
 from qvl.layers.attention import AttnContext
 from qvl.models.qwen_vl.config import QwenVLConfig
 from qvl.models.qwen_vl.vit import VisionTower
-from qvl.models.vlm import VisionLanguageModel
+from qvl.models.vlm import VisionLanguageModel, align_keys
 
 
 @final
@@ -47,7 +47,7 @@ class QwenVL(VisionLanguageModel):
         """Normal for matrices, zero for biases, one for norms; the deviation follows the number of inputs.
 
         Word vectors 2 / sqrt(D), language model 1 / sqrt(3 inputs), vision tower and adapter 1 / sqrt(inputs): near the
-        published ones at the released widths, and large enough at a tiny model's.
+        published ones at the released widths, and large enough at a tiny model's. Keys begin as queries.
         """
         generator = torch.Generator().manual_seed(seed)
         for name, p in self.named_parameters():
@@ -55,6 +55,7 @@ class QwenVL(VisionLanguageModel):
                 p.normal_(0.0, _init_std(name, p.shape[1]), generator=generator)
             else:
                 p.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+        align_keys(self.decoder)
 
 
 def _init_std(name: str, inputs: int) -> float:
