@@ -20,6 +20,7 @@ from qvl.models.qwen_vl.keymap import entries
 from qvl.models.qwen_vl.model import QwenVL
 from qvl.models.qwen_vl.positions import PatchPlaces, resize_table, sine_table
 from qvl.models.registry import build_model, family, family_of, preset
+from qvl.train.objectives import OBJECTIVES
 
 PARTS = [
     [9],
@@ -196,9 +197,9 @@ def test_loss_and_gradients(model: QwenVL) -> None:
     packed_grads = torch.autograd.grad(packed, parameters)
     alone = sum(summed_loss(model, batch_of([s], model.config)) for s in every)
     alone_grads = torch.autograd.grad(alone, parameters)
-    assert abs(packed - alone) < 1e-5 * alone
+    assert abs(packed - alone) < 1e-5 * alone  # measured: 0
     for (name, _), a, b in zip(model.named_parameters(), packed_grads, alone_grads, strict=True):
-        assert relative(a, b) < 1e-5, name
+        assert relative(a, b) < 1e-5, name  # measured worst: 5.1e-7
 
 
 def test_branches_equal_whole_conversations(model: QwenVL) -> None:
@@ -236,6 +237,26 @@ def test_text_only(model: QwenVL) -> None:
     grads = torch.autograd.grad(loss, list(model.visual.parameters()))
     assert torch.isfinite(loss)
     assert all(not g.any() for g in grads)
+
+
+def test_every_objective_trains_it() -> None:
+    """The trainer's two: no parameter that takes part is left without a gradient."""
+    model = made(small_config()).train()
+    beginning = sequence(1, [3, (4, 4)], model.config, labels=True)
+    ends = [sequence(10 + i, [n], model.config, labels=True).after(beginning) for i, n in enumerate((4, 7))]
+    batch = batch_of([beginning, *ends], model.config)
+    for name, learns in (("next_token", ""), ("contrast", "visual.")):
+        model.zero_grad(set_to_none=True)
+        OBJECTIVES[name].losses(model, batch).sum().backward()
+        with_gradient = {n for n, p in model.named_parameters() if p.grad is not None}
+        assert with_gradient == {n for n, _ in model.named_parameters() if n.startswith(learns)}, name
+
+
+def test_in_bfloat16(model: QwenVL) -> None:
+    small = made(small_config()).bfloat16()
+    batch = batch_of(sequences(model), model.config)
+    with torch.no_grad():
+        assert relative(small(batch).float(), model(batch)) < 0.1  # measured: 0.027
 
 
 def test_pictures_are_encoded_once_and_in_order(model: QwenVL, monkeypatch: pytest.MonkeyPatch) -> None:
