@@ -131,7 +131,7 @@ def _motion(actors: list[Actor], asker: Asker, way: str, frames: int) -> tuple[l
     moving = actors[0].concept
     about = {"kind": "motion", "name": moving.en, "way": way}
     return actors, [
-        _turn(asker.say("moves_what"), asker.name(moving), asker, {**about, "asked": "what"}),
+        _turn(asker.say("moves_what"), asker.thing(moving), asker, {**about, "asked": "what"}),
         _turn(
             asker.say("moves_where", the=asker.the(moving)), asker.say(f"moves_{way}"), asker, {**about, "asked": "way"}
         ),
@@ -147,7 +147,7 @@ def _order(actors: list[Actor], asker: Asker, way: str, frames: int) -> tuple[li
     a, b = (first, second) if asker.coin() else (second, first)
     text = asker.say("first", a=asker.the(a.concept), b=asker.the(b.concept))
     about = {"kind": "order", "name": first.concept.en}
-    return shown, [_turn(text, asker.name(first.concept), asker, about)]
+    return shown, [_turn(text, asker.thing(first.concept), asker, about)]
 
 
 def _times(actors: list[Actor], asker: Asker, way: str, frames: int) -> tuple[list[Actor], list[Turn]]:

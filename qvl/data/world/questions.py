@@ -59,6 +59,13 @@ class Asker:
     def name(self, concept: Concept) -> str:
         return concept.name(self.language)
 
+    def thing(self, concept: Concept) -> str:
+        """A thing as the whole answer: "dog" after "Answer:", "a dog" in a conversation.
+
+        So an English name follows a space wherever it stands, and is the same tokens everywhere.
+        """
+        return self.a(concept) if self.style == "chat" else self.name(concept)
+
     def prompt(self, key: str) -> str:
         """A prompt that has its own wording in chat."""
         return self.say(f"{key}_chat" if self.style == "chat" else key)

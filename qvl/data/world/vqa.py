@@ -28,7 +28,7 @@ class What(Question):
         placed = asker.pick(alone)
         cell = facts.cell(scene, placed)
         text = asker.say("what", place=at_place(asker.language, cell))
-        return _turn(self.name, text, asker.name(placed.concept), asker, {"cell": cell, "name": placed.concept.en})
+        return _turn(self.name, text, asker.thing(placed.concept), asker, {"cell": cell, "name": placed.concept.en})
 
 
 @final
@@ -136,7 +136,7 @@ class Bigger(Question):
         a, b = (big, small) if asker.coin() else (small, big)
         text = asker.say("bigger", a=asker.the(a.concept), b=asker.the(b.concept))
         about = {"a": a.concept.en, "b": b.concept.en}
-        return _turn(self.name, text, asker.name(big.concept), asker, about)
+        return _turn(self.name, text, asker.thing(big.concept), asker, about)
 
 
 def _relation(task: str, relation: Any, scene: Scene, asker: Asker) -> Turn | None:
