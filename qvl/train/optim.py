@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from qvl.layers.linear import FusedLinear
 from qvl.train.config import OptimConfig, Part
 
+_TABLES = ("embed.", "head.", "visual.position_embed", "visual.adapter.query")
+"""Two-dimensional, but rows looked up one by one and no maps from one space to another: nothing for Muon."""
 _NS_COEFFICIENTS = (3.4445, -4.775, 2.0315)
 
 
@@ -107,7 +109,7 @@ class Optimizers:
         adamw: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
         for name, p in trained:
             factor = _rate_factor(name, config, layers)
-            if config.name == "muon" and p.ndim == 2 and not name.startswith(("embed.", "head.")):
+            if config.name == "muon" and p.ndim == 2 and not name.startswith(_TABLES):
                 muon[factor].append(p)
             else:
                 adamw[factor, p.ndim >= 2].append(p)

@@ -91,3 +91,14 @@ def test_projections_of_a_fused_matrix_are_orthogonalised_apart() -> None:
     queries, keys, values = (part.norm() for part in p.detach().split(16))
     assert queries > 0.8 * values
     assert keys > 0.8 * values
+
+
+def test_tables_of_qwen_vl_are_not_for_muon() -> None:
+    model = build_model(preset("tiny-qwen-vl"))
+    optimizers = Optimizers(model, ("vision", "merger", "text"), OptimConfig(name="muon"))
+    names = {p: n for n, p in model.named_parameters()}
+    muon = {names[p] for group in optimizers.all[0].param_groups for p in group["params"]}
+    tables = {"visual.position_embed", "visual.adapter.query", "embed.weight"}
+    assert tables <= set(names.values())
+    assert not tables & muon
+    assert any(n.startswith("visual.adapter.") for n in muon)
