@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from qvl.models.registry import build_model, preset
 from qvl.train.config import OptimConfig
 from qvl.train.optim import Float32Muon, Optimizers, orthogonalise, rate
 
