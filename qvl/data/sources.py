@@ -6,6 +6,7 @@ Does not know: what the members hold.
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -64,8 +65,8 @@ class TarSource:
         extent = members[extension]
         if self._file is None:
             self._file = self.path.open("rb")
-        self._file.seek(extent.offset)
-        data = self._file.read(extent.size)
+        # Not seek and read: a forked worker shares the file's position with its parent.
+        data = os.pread(self._file.fileno(), extent.size, extent.offset)
         if len(data) != extent.size:
             raise ValueError(
                 f"{self.path}: {key}.{extension} should be {extent.size} bytes but only {len(data)} are there; "

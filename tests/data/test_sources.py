@@ -1,4 +1,5 @@
 import io
+import os
 import pickle
 import tarfile
 
@@ -70,3 +71,23 @@ def test_compressed_tars_are_refused(tmp_path):
         tar.addfile(tarfile.TarInfo("a.txt"), io.BytesIO(b""))
     with pytest.raises(ValueError, match="not a readable, uncompressed tar"):
         TarSource(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_worker_does_not_disturb_its_parent(tmp_path):
+    path = tmp_path / "many.tar"
+    with tarfile.open(path, "w") as tar:
+        for i in range(64):
+            info = tarfile.TarInfo(f"{i}.bin")
+            info.size = 4000
+            tar.addfile(info, io.BytesIO(bytes([i]) * 4000))
+    source = TarSource(path)
+    source.read("0", "bin")  # opened before the fork: both processes hold one file position
+    child = os.fork()
+    for _ in range(100):
+        for i in range(64):
+            if source.read(str(i), "bin") != bytes([i]) * 4000:
+                os._exit(1) if child == 0 else pytest.fail(f"member {i} was read from another place")
+    if child == 0:
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
