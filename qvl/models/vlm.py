@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from qvl.batch import Batch
@@ -34,7 +35,7 @@ class VLMConfig(Protocol):
 
 
 class VisionLanguageModel(nn.Module, ABC):
-    """A family implements `see` and `init_weights`, and adds its `visual` tower.
+    """A family implements `see` and adds its `visual` tower.
 
     Parameters of the tower are named `visual.*`: its blocks `visual.blocks.N.*`, what carries its output over into the
     text width `visual.merger.*` or `visual.adapter.*`.
@@ -72,12 +73,33 @@ class VisionLanguageModel(nn.Module, ABC):
         x_TD = place_vision(self.embed(batch.tokens_T), vision_MD, batch.vision_rows_M)
         return self.decoder(x_TD, batch.positions_RT, attn)
 
-    @abstractmethod
+    @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Fresh weights, the same for the same seed."""
+        """Normal for matrices, zero for biases, one for norms; the deviation follows the number of inputs.
+
+        Word vectors 2 / sqrt(D), language model 1 / sqrt(3 inputs), everything that sees 1 / sqrt(inputs). At the
+        released widths this is near the published 0.02 (1 / sqrt(3 * 1536) = 0.015, 1 / sqrt(1280) = 0.028); at a
+        tiny model's width 0.02 is several times too small, and learning to copy or to see takes several times longer.
+
+        The keys of a group begin as its first head's queries: attention begins as similarity, and looking for the
+        thing a question names need not be found out first.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for name, p in self.named_parameters():
+            if p.ndim >= 2:
+                p.normal_(0.0, _init_std(name, p.shape[1]), generator=generator)
+            else:
+                p.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+        _align_keys(self.decoder)
 
 
-def align_keys(decoder: Decoder) -> None:
+def _init_std(name: str, inputs: int) -> float:
+    if name.startswith("visual."):
+        return inputs**-0.5
+    return 2 * inputs**-0.5 if name.startswith("embed.") else (3 * inputs) ** -0.5
+
+
+def _align_keys(decoder: Decoder) -> None:
     """Fresh weights: the keys of a group become its first head's queries, both at 1.5 times their deviation.
 
     Attention begins as similarity then, and looking for the thing a question names need not be found out first.

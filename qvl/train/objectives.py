@@ -69,7 +69,15 @@ def _words_as_vision(model: VisionLanguageModel, batch: Batch) -> Tensor:
 
     The placeholder's own vector is added, as the mark of a thing seen: without it a word in a question would first
     of all find itself again, and the model could not learn to look for it in the picture.
+
+    Raises:
+        ValueError: the batch shows pictures.
     """
+    if batch.grids:
+        raise ValueError(
+            f"the told objective reads pictures told in words, this pack shows {len(batch.grids)} real ones: give the "
+            "stage world.medium: words and leave out tasks with pictures of their own (ocr, compare, dialogue, video)"
+        )
     return model.embed(batch.tokens_T[batch.vision_rows_M]) + model.embed.weight[model.config.ids.image_pad]
 
 

@@ -127,4 +127,6 @@ def test_attention_begins_as_similarity() -> None:
     q, k, v = layer.qkv.weight.unflatten(0, (-1, layer.head_size)).split(layer.split)
     assert torch.equal(k, q[:: heads // kv_heads])
     assert not torch.equal(k, v)
+    assert float(v.detach().std()) == pytest.approx((3 * v.shape[-1]) ** -0.5, rel=0.15)
+    assert float(k.detach().std()) == pytest.approx(1.5 * (3 * k.shape[-1]) ** -0.5, rel=0.15)
     assert heads == kv_heads or not torch.equal(q[0], q[1])

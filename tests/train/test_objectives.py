@@ -44,3 +44,9 @@ def test_told_pictures_leave_the_vision_tower_alone(model: Qwen2VL, told_pack) -
 def test_told_pictures_need_their_objective(model: Qwen2VL, told_pack) -> None:
     with pytest.raises(ValueError, match="0 vision tokens"):
         OBJECTIVES["next_token"].losses(model, told_pack.batch)
+
+
+def test_the_told_objective_refuses_pictures(model: Qwen2VL, processor, world) -> None:
+    pack = next(packs(WorldSource(replace(world.config, tasks={"what": 1})), processor, PackLimits(300, 400), "raw"))
+    with pytest.raises(ValueError, match="real ones"):
+        OBJECTIVES["told"].losses(model, pack.batch)

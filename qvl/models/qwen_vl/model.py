@@ -1,20 +1,19 @@
 """Qwen-VL: every picture becomes the same number of vision tokens, and positions are plain indices.
 
-Knows: its vision tower, its initial weights. Does not know: caches, ranks, files, what is frozen.
+Knows: its vision tower. Does not know: caches, ranks, files, what is frozen.
 """
 
 from __future__ import annotations
 
 from typing import final
 
-import torch
 from torch import Tensor
 
 from qvl.batch import Batch
 from qvl.layers.attention import AttnContext
 from qvl.models.qwen_vl.config import QwenVLConfig
 from qvl.models.qwen_vl.vit import VisionTower
-from qvl.models.vlm import VisionLanguageModel, align_keys
+from qvl.models.vlm import VisionLanguageModel
 
 
 @final
@@ -41,24 +40,3 @@ class QwenVL(VisionLanguageModel):
                     "shared; give each conversation as a sequence of its own"
                 )
         return super().hidden(batch, vision_MD, attn)
-
-    @torch.no_grad()
-    def init_weights(self, seed: int) -> None:
-        """Normal for matrices, zero for biases, one for norms; the deviation follows the number of inputs.
-
-        Word vectors 2 / sqrt(D), language model 1 / sqrt(3 inputs), vision tower and adapter 1 / sqrt(inputs): near the
-        published ones at the released widths, and large enough at a tiny model's. Keys begin as queries.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        for name, p in self.named_parameters():
-            if p.ndim >= 2:
-                p.normal_(0.0, _init_std(name, p.shape[1]), generator=generator)
-            else:
-                p.fill_(1.0 if name.endswith("norm.weight") else 0.0)
-        align_keys(self.decoder)
-
-
-def _init_std(name: str, inputs: int) -> float:
-    if name.startswith("visual."):
-        return inputs**-0.5
-    return 2 * inputs**-0.5 if name.startswith("embed.") else (3 * inputs) ** -0.5
