@@ -9,12 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from qvl.batch import Batch
 from qvl.layers.attention import AttnContext, PackedContext
-from qvl.layers.decoder import Decoder, DecoderConfig, DecoderLayer
+from qvl.layers.decoder import Decoder, DecoderConfig
+from qvl.models import fresh
 from qvl.models.fusion import place_vision
 
 
@@ -73,41 +73,7 @@ class VisionLanguageModel(nn.Module, ABC):
         x_TD = place_vision(self.embed(batch.tokens_T), vision_MD, batch.vision_rows_M)
         return self.decoder(x_TD, batch.positions_RT, attn)
 
-    @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Normal for matrices, zero for biases, one for norms; the deviation follows the number of inputs.
-
-        Word vectors 2 / sqrt(D), language model 1 / sqrt(3 inputs), everything that sees 1 / sqrt(inputs). At the
-        released widths this is near the published 0.02 (1 / sqrt(3 * 1536) = 0.015, 1 / sqrt(1280) = 0.028); at a
-        tiny model's width 0.02 is several times too small, and learning to copy or to see takes several times longer.
-
-        The keys of a group begin as its first head's queries: attention begins as similarity, and looking for the
-        thing a question names need not be found out first.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        for name, p in self.named_parameters():
-            if p.ndim >= 2:
-                p.normal_(0.0, _init_std(name, p.shape[1]), generator=generator)
-            else:
-                p.fill_(1.0 if name.endswith("norm.weight") else 0.0)
-        _align_keys(self.decoder)
-
-
-def _init_std(name: str, inputs: int) -> float:
-    if name.startswith("visual."):
-        return inputs**-0.5
-    return 2 * inputs**-0.5 if name.startswith("embed.") else (3 * inputs) ** -0.5
-
-
-def _align_keys(decoder: Decoder) -> None:
-    """Fresh weights: the keys of a group become its first head's queries, both at 1.5 times their deviation.
-
-    Attention begins as similarity then, and looking for the thing a question names need not be found out first.
-    """
-    for layer in decoder.layers:
-        assert isinstance(layer, DecoderLayer)
-        heads, kv_heads, _ = layer.split
-        q_NHD, k_KHD, _ = layer.qkv.weight.unflatten(0, (-1, layer.head_size)).split(layer.split)
-        first_KHD = q_NHD[:: heads // kv_heads]
-        first_KHD *= 1.5
-        k_KHD.copy_(first_KHD)
+        """Fresh weights, the same for the same seed: random numbers, with heads that begin useful (`models.fresh`)."""
+        fresh.fill(self, seed)
+        fresh.begin_with_likeness(self.decoder)

@@ -55,9 +55,10 @@ class StageConfig:
     world: WorldConfig = field(default_factory=WorldConfig)
     """The embedded world's tasks, sizes and turns of this stage."""
     chat_format: Literal["chatml", "raw"] = "raw"
-    objective: Literal["next_token", "told", "contrast"] = "next_token"
-    """`told`: pictures are told in words (`world.medium: words`), for the language model alone. `contrast` matches
-    pictures with words: the stand-in for the pretrained vision tower of the published models."""
+    objective: Literal["next_token", "told", "match"] = "next_token"
+    """`told`: pictures are told in words (`world.medium: words`), for the language model alone. `match`: vision tokens
+    learn to look like the words in their places (`world.medium: both`), the stand-in for the pretrained vision tower of
+    the published models."""
     steps: int = 0
     """Train exactly this many steps instead of a share of the time."""
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -13,16 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qvl.batch import IGNORE, Batch
+from qvl.batch import Batch
 from qvl.data.packing import Pack
 from qvl.layers.attention import PackedContext
 from qvl.models.vlm import VisionLanguageModel
 from qvl.train.loss import token_losses
 
-_CONTRAST_SCALE = 20.0
+_SCALE = 20.0
 """Inverse temperature of the cosine between a vision token and a word."""
-
-
 _LENGTH_WEIGHT = 0.1
 """Weight of the vision tokens' length beside the match."""
 
@@ -82,72 +80,45 @@ def _words_as_vision(model: VisionLanguageModel, batch: Batch) -> Tensor:
 
 
 @final
-class Contrast(Objective):
-    """Which of the batch's answers belong to this picture? For a vision tower that starts from nothing.
+class Match(Objective):
+    """Which word stands for what this vision token shows? For a vision tower that starts from nothing.
 
     The published models take their vision tower from contrastive pretraining (OpenCLIP, DFN); this is that step in
-    small. A picture scores an answer by its best vision tokens (log-mean-exp of their cosines with the mean of the
-    answer's word vectors, centred over the batch), so a vision token learns to look like the word for what it shows,
-    in the very space the language model reads. Items are branches (`Batch.parents`): one answer about one picture.
-    The language model is not run and its word vectors are not changed; the mark of a thing seen (`_words_as_vision`)
-    is taken off first. Cosines leave the length of vision tokens free;
-    it is held at the length of word vectors, or no decoder layer could add anything to them afterwards.
+    small, with a word for every vision token: a sample shows a picture and tells it behind (`world.medium: both`), and
+    each vision token chooses the word in its own place among all words of the batch. So the tower learns to look like
+    the words in the very space the language model reads. That model is not run and its word vectors are not changed.
+    The choice is by cosines; the length of vision tokens, left free by them, is held at that of word vectors, or no
+    decoder layer could add anything to them afterwards.
     """
 
     def count(self, batch: Batch) -> int:
-        return sum(p >= 0 for p in batch.parents)
+        return len(batch.vision_rows_M) // 2
 
     def losses(self, model: VisionLanguageModel, batch: Batch) -> Tensor:
-        """Cross-entropy of each branch's answer among the distinct answers of the batch.
+        """Cross-entropy of each vision token among the distinct words of the batch.
 
         Raises:
-            ValueError: the batch has no branches about pictures.
+            ValueError: the batch does not show every picture once and tell it once.
         """
-        if not self.count(batch) or not batch.grids:
+        tokens_M = batch.tokens_T[batch.vision_rows_M]
+        told = tokens_M != model.config.ids.image_pad
+        seen_MD = model.see(batch, PackedContext(batch))
+        if len(seen_MD) != int(told.sum()) or 2 * len(seen_MD) != len(told):
             raise ValueError(
-                "the contrast objective needs questions about pictures: give the stage tasks such as what or "
-                "box_to_name, whose samples are independent questions (not text, not dialogue)"
+                f"the match objective needs every picture shown and told: {len(seen_MD)} vision tokens, "
+                f"{int(told.sum())} words of told pictures; give the stage world.medium: both and only tasks about one "
+                "picture"
             )
-        answers, kind_X = _distinct_answers(batch)
-        words_AD = torch.stack([model.embed.weight[a].mean(0) for a in answers]).detach()
-        words_AD = F.normalize(words_AD - words_AD.mean(0), dim=-1)
+        words_A, word_M = tokens_M[told].unique(return_inverse=True)
         mark_D = model.embed.weight[model.config.ids.image_pad].detach()
-        seen_MD = model.see(batch, PackedContext(batch)) - mark_D
-        lengths = seen_MD.norm(dim=-1) / model.embed.weight.detach().norm(dim=-1).mean()
-        vision_MD = F.normalize(seen_MD, dim=-1)
-        sequence_M = torch.bucketize(
-            batch.vision_rows_M, torch.tensor(batch.seq_offsets[1:], device=vision_MD.device), right=True
-        )
-        # exp of a bounded cosine needs no maximum taken out: the scale is 20.
-        scores_MA = (_CONTRAST_SCALE * vision_MD @ words_AD.T).exp()
-        sums_SA = scores_MA.new_zeros(len(batch.seq_lens), len(answers)).index_add_(0, sequence_M, scores_MA)
-        tokens_S = torch.bincount(sequence_M, minlength=len(batch.seq_lens)).clamp(min=1)
-        pictures_SA = (sums_SA / tokens_S[:, None]).log()
-        parent_X = torch.tensor([p for p in batch.parents if p >= 0], device=vision_MD.device)
-        # Other true answers about the same picture are not wrong: they are left out of the choice.
-        also_true_SA = torch.zeros_like(pictures_SA, dtype=torch.bool)
-        also_true_SA[parent_X, kind_X] = True
-        also_true_XA = also_true_SA[parent_X].scatter(1, kind_X[:, None], False)
-        scores_XA = pictures_SA[parent_X].masked_fill(also_true_XA, float("-inf"))
-        return F.cross_entropy(scores_XA, kind_X, reduction="none") + _LENGTH_WEIGHT * lengths.log().square().mean()
+        words_AD = model.embed.weight[words_A].detach()
+        seen_MD = seen_MD - mark_D
+        lengths = seen_MD.norm(dim=-1) / words_AD.norm(dim=-1).mean()
+        scores_MA = _SCALE * F.normalize(seen_MD, dim=-1) @ F.normalize(words_AD, dim=-1).T
+        return F.cross_entropy(scores_MA, word_M, reduction="none") + _LENGTH_WEIGHT * lengths.log().square()
 
     def by_task(self, losses_X: Tensor, pack: Pack, tasks: tuple[str, ...]) -> dict[str, tuple[float, int]]:
-        return {"contrast": (float(losses_X.sum()), losses_X.shape[0])}
+        return {"match": (float(losses_X.sum()), losses_X.shape[0])}
 
 
-def _distinct_answers(batch: Batch) -> tuple[list[Tensor], Tensor]:
-    """Token ids of each distinct answer (the closing token left out), and which of them each branch gives."""
-    assert batch.labels_T is not None
-    index: dict[tuple[int, ...], int] = {}
-    kinds = []
-    offsets = batch.seq_offsets
-    for s, parent in enumerate(batch.parents):
-        if parent >= 0:
-            labels = batch.labels_T[offsets[s] : offsets[s + 1]]
-            answer = tuple(labels[labels != IGNORE][:-1].tolist())
-            kinds.append(index.setdefault(answer, len(index)))
-    device = batch.tokens_T.device
-    return [torch.tensor(a, device=device) for a in index], torch.tensor(kinds, device=device)
-
-
-OBJECTIVES: dict[str, Objective] = {"next_token": NextToken(), "told": NextToken(told=True), "contrast": Contrast()}
+OBJECTIVES: dict[str, Objective] = {"next_token": NextToken(), "told": NextToken(told=True), "match": Match()}

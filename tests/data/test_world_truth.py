@@ -128,7 +128,7 @@ def check_caption_grounded(truth, turn):
 
 def check_box(truth, turn):
     [asked] = re.findall(
-        r"<\|object_ref_start\|>(.+)<\|object_ref_end\|>|Where is (.+)\? Give the box\.|(.+)在哪里？请给出方框。",
+        r"<\|object_ref_start\|>(.+)<\|object_ref_end\|>|Give the box of (.+)\.|给出(.+)的方框。",
         turn["question"],
     )
     box = truth.described("".join(asked))
@@ -165,7 +165,7 @@ def check_count_same(truth, turn):
 
 
 def check_exists(truth, turn):
-    (name,) = match(turn, r"Is there (.+) in the picture\?", r"图片里有(.+)吗？")
+    (name,) = match(turn, r"Is there (.+)\?", r"(?:^|。)有(.+)吗？")
     present = truth.bare(name) in truth.names
     assert turn["answer"] == (("没有", "有") if truth.zh else ("no", "yes"))[present]
 
@@ -175,7 +175,7 @@ def check_background(truth, turn):
 
 
 def check_left_right(truth, turn):
-    a, b = match(turn, r"Is (.+) to the left or right of (.+)\?", r"(?:^|。)([^。]+)在(.+)的左边还是右边")
+    a, b = match(turn, r"Is (.+) left or right of (.+)\?", r"(?:^|。)([^。]+)在(.+)的左边还是右边")
     assert turn["answer"] == truth.side(truth.only(a), truth.only(b), "x")
 
 
@@ -185,7 +185,7 @@ def check_above_below(truth, turn):
 
 
 def check_where(truth, turn):
-    (name,) = match(turn, r"In which part of the picture is (.+)\?", r"(?:^|。)([^。]+)在图片的哪个部分")
+    (name,) = match(turn, r"Where is (.+)\?", r"(?:^|。)([^。]+)在哪里")
     assert turn["answer"] == truth.place(truth.only(name))
 
 

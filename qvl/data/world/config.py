@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 Split = Literal["train", "dev", "test"]
 Style = Literal["pretrain", "chat"]
-Medium = Literal["pixels", "words"]
+Medium = Literal["pixels", "words", "both"]
 
 SIZES = (
     (112, 112),
@@ -82,7 +82,8 @@ class WorldConfig:
 
     medium: Medium = "pixels"
     """`words`: scenes are grids of words, one where a vision token would be (28 x 28 pixels), English in every
-    language. Only for training, and only for questions about one picture."""
+    language. `both`: the picture and behind it its grid of words. Only for training, and only for questions about one
+    picture."""
 
     chinese_font: str = ""
     """Path of a font with Chinese characters for OCR pictures (`ocr.find_chinese_font` looks for one); without it,

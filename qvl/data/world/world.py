@@ -110,12 +110,14 @@ class World:
                 if story is not None:
                     return story
                 continue
-            repeat, drawn = (True if task == "count_same" else None), self.config.medium == "pixels"
+            repeat, drawn = (True if task == "count_same" else None), self.config.medium != "words"
             scene = self._composer.draw(split, asker.rng, repeat=repeat, pixels=drawn)
             turns = self._interview.turns(scene, asker, task, wanted, only_first=only)
             if turns:
-                shown: Part = Image(scene.pixels_HW3) if drawn else in_words(scene, asker.rng)
-                return Story(tuple(turns), (shown,), "", scene_meta(scene))
+                shown: list[Part] = [Image(scene.pixels_HW3)] if drawn else []
+                if self.config.medium != "pixels":
+                    shown.append(in_words(scene, asker.rng))
+                return Story(tuple(turns), tuple(shown), "", scene_meta(scene))
         raise ValueError(
             f"none of {_TRIES} scenes could be asked {task!r} clearly with objects={self.config.objects} and "
             f"sizes={self.config.sizes}; allow more objects or leave the task out"

@@ -66,7 +66,7 @@ PRESETS: dict[str, Qwen2VLConfig] = {
     # On a grid of 4 x 4 tokens the frequencies of the released models (theta 1e6) hardly turn: the small model could
     # not tell where a patch is. Row and column get the fast ones here, and the slow rest serves matching by content.
     "tiny": Qwen2VLConfig(
-        DecoderConfig(192, 4, 4, 2, 48, 256, rope_theta=1000.0, rope_sections=(2, 3, 19)),
+        DecoderConfig(192, 4, 4, 2, 48, 256, rope_theta=1000.0, rope_sections=(1, 2, 21)),
         VisionConfig(width=128, layers=4, heads=4, mlp_hidden=512),
         vocab_size=4096,
         tie_embeddings=True,

@@ -1,6 +1,6 @@
 """Qwen2-VL: pictures of any size become a quarter as many vision tokens as they have patches.
 
-Knows: its vision tower, its initial weights. Does not know: caches, ranks, files, what is frozen.
+Knows: its vision tower, what its fresh weights begin with. Does not know: caches, ranks, files, what is frozen.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qvl.batch import Batch
 from qvl.layers.attention import AttnContext
+from qvl.models import fresh
 from qvl.models.qwen2_vl.config import Qwen2VLConfig
 from qvl.models.qwen2_vl.vit import VisionTower
 from qvl.models.vlm import VisionLanguageModel
@@ -23,3 +24,8 @@ class Qwen2VL(VisionLanguageModel):
 
     def see(self, batch: Batch, attn: AttnContext) -> Tensor:
         return self.visual(batch.patches_PC, batch.patch_hw_2P, attn)
+
+    def init_weights(self, seed: int) -> None:
+        super().init_weights(seed)
+        if len(self.config.text.rope_sections) == 3:
+            fresh.begin_with_places(self.decoder, self.embed.weight[self.config.ids.vision_start])

@@ -1,0 +1,103 @@
+"""Fresh weights: what a model that starts from random numbers begins with.
+
+Knows: which numbers let a small model learn in minutes what a pretrained one knows. Does not know: checkpoints, parts
+taken from other models, training.
+
+A pretrained decoder has heads that look for the same thing elsewhere and copy it, and heads that know how far away they
+look. A random one must find both out before a loss moves at all. So some heads begin near them (after Trockman and
+Kolter, 2023, "Mimetic Initialization of Self-Attention Layers", who do it for the first two in trained ViTs' likeness);
+all remain ordinary weights.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from qvl.layers.decoder import Decoder, DecoderLayer
+
+_LIKENESS = 1.5
+"""Queries and keys of a head of likeness, relative to the others' deviation."""
+_PLACE_SCORE = 5.0
+"""Attention score of a head of place for the mark itself; it falls as the cosine of the distance."""
+_PLACE_FREQUENCIES = 6
+"""How many of an axis' frequencies, the fastest, a head of place looks at: the others hardly turn within a picture."""
+
+
+@torch.no_grad()
+def fill(model: nn.Module, seed: int) -> None:
+    """Normal for matrices, zero for biases, one for norms; the deviation follows the number of inputs.
+
+    Word vectors 2 / sqrt(D), language model 1 / sqrt(3 inputs), everything that sees 1 / sqrt(inputs). At the released
+    widths this is near the published 0.02 (1 / sqrt(3 * 1536) = 0.015, 1 / sqrt(1280) = 0.028); at a tiny model's width
+    0.02 is several times too small, and learning to copy or to see takes several times longer.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in model.named_parameters():
+        if p.ndim >= 2:
+            p.normal_(0.0, _deviation(name, p.shape[1]), generator=generator)
+        else:
+            p.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+
+
+def _deviation(name: str, inputs: int) -> float:
+    if name.startswith("visual."):
+        return inputs**-0.5
+    return 2 * inputs**-0.5 if name.startswith("embed.") else (3 * inputs) ** -0.5
+
+
+@torch.no_grad()
+def begin_with_likeness(decoder: Decoder) -> None:
+    """The first head of each group looks for what it is itself, and copies what it finds.
+
+    Its keys begin as its queries, its output as its values turned back: looking for the thing a question names, and
+    saying the name of what was found, need not be found out first. (Where every head has its own keys, every second
+    head.)
+    """
+    for layer in _layers(decoder):
+        size = layer.head_size
+        q_NHD, k_KHD, v_KHD = layer.qkv.weight.unflatten(0, (-1, size)).split(layer.split)
+        for n, group in _first_heads(layer):
+            q_NHD[n] *= _LIKENESS
+            k_KHD[group] = q_NHD[n]
+            layer.out.weight[:, n * size : (n + 1) * size] = v_KHD[group].T
+
+
+@torch.no_grad()
+def begin_with_places(decoder: Decoder, mark_D: Tensor) -> None:
+    """In the first layer, the heads beside the heads of likeness look at the mark before a picture, wherever they stand:
+    in turn by how many rows, and by how many columns, they are away from it.
+
+    Rotary positions are relative, so without this nothing in a vision token says where in the picture it is, and "where
+    is the dog?" stays unanswerable until such a head has been found by chance.
+
+    Args:
+        mark_D: word vector of the token before a picture's first vision token.
+    """
+    layer = _layers(decoder)[0]
+    size, (_, rows, columns) = layer.head_size, decoder.config.rope_sections
+    first_row = decoder.config.rope_sections[0]
+    starts = ((first_row, rows), (first_row + rows, columns))
+    _, k_KHD, _ = layer.qkv.weight.unflatten(0, (-1, size)).split(layer.split)
+    mark_D = mark_D / mark_D.square().mean().sqrt()
+    for turn, (n, _) in enumerate(_first_heads(layer)):
+        if n + 1 == layer.split[0]:
+            continue
+        start, count = starts[turn % 2]
+        key_H = k_KHD[(n + 1) * layer.split[1] // layer.split[0]] @ mark_D
+        chosen_F = torch.zeros(size // 2)
+        chosen_F[start : start + min(count, _PLACE_FREQUENCIES)] = 1
+        query_H = key_H * chosen_F.repeat(2)  # a frequency turns entries i and i + H / 2
+        layer.qkv.bias[(n + 1) * size : (n + 2) * size] = query_H * (_PLACE_SCORE * size**0.5 / (query_H @ key_H))
+
+
+def _first_heads(layer: DecoderLayer) -> list[tuple[int, int]]:
+    """(query head, its key group) of the heads of likeness."""
+    heads, groups, _ = layer.split
+    return [(n, n * groups // heads) for n in range(0, heads, max(2, heads // groups))]
+
+
+def _layers(decoder: Decoder) -> list[DecoderLayer]:
+    return [cast(DecoderLayer, layer) for layer in decoder.layers]
