@@ -28,6 +28,9 @@ _LENGTH_WEIGHT = 0.1
 
 
 class Objective(ABC):
+    divisible = True
+    """Items do not need each other: a pack may be cut in two without changing the sum of losses."""
+
     @abstractmethod
     def count(self, batch: Batch) -> int:
         """Items the batch is scored on."""
@@ -39,6 +42,10 @@ class Objective(ABC):
     @abstractmethod
     def by_task(self, losses_X: Tensor, pack: Pack, tasks: tuple[str, ...]) -> dict[str, tuple[float, int]]:
         """(sum of losses, items) per task, for the log."""
+
+    def task_names(self, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        """Every name that `by_task` can give."""
+        return tasks
 
 
 @final
@@ -94,6 +101,8 @@ class Contrast(Objective):
     it is held at the length of word vectors, or no decoder layer could add anything to them afterwards.
     """
 
+    divisible = False
+
     def count(self, batch: Batch) -> int:
         return sum(p >= 0 for p in batch.parents)
 
@@ -133,6 +142,9 @@ class Contrast(Objective):
 
     def by_task(self, losses_X: Tensor, pack: Pack, tasks: tuple[str, ...]) -> dict[str, tuple[float, int]]:
         return {"contrast": (float(losses_X.sum()), losses_X.shape[0])}
+
+    def task_names(self, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        return ("contrast",)
 
 
 def _distinct_answers(batch: Batch) -> tuple[list[Tensor], Tensor]:
