@@ -11,10 +11,31 @@ import os
 import platform
 import random
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.logging import RichHandler
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of several processes this one is."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    """Its number on its own machine."""
+    local_size: int = 1
+
+
+def place_given() -> Place | None:
+    """The place that torchrun gives this process through the environment, if it does."""
+    if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        return None
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    local = (int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+    return Place(rank, size, *local)
 
 
 @functools.cache
@@ -52,11 +73,11 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def set_threads(threads: int = 0) -> int:
-    """Uses `threads` CPU threads, or all usable cores for 0. Returns the number in force."""
+def set_threads(threads: int = 0, ranks: int = 1) -> int:
+    """Uses `threads` CPU threads, or for 0 this rank's share of the usable cores. Returns the number in force."""
     import torch
 
-    torch.set_num_threads(threads or usable_cores())
+    torch.set_num_threads(threads or max(1, usable_cores() // ranks))
     return torch.get_num_threads()
 
 

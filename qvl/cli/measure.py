@@ -39,12 +39,14 @@ def measure(
     chat_format: Format | None = None,
     floors: bool = False,
     stamp: Mapping[str, Any] | None = None,
+    at_once: int = 16,
 ) -> EvalResult:
     """Asks `per_task` questions per task about scenes of `split`, shared evenly among the task's kinds of question.
 
     Args:
         floors: measure the best constant answer and the same model without the picture as well (twice the time).
         stamp: what else must be known to repeat the numbers.
+        at_once: questions handed to the generator together; it changes the speed, not the answers.
 
     Raises:
         ValueError: `per_task` below 1.
@@ -57,6 +59,7 @@ def measure(
         suite,
         _samples(place, split, per_task, suite),
         out_dir,
+        batch_size=at_once,
         chat_format=chat_format,
         floor_samples=world_samples(place, "train", FLOOR_SAMPLES) if floors else (),
         blind_floor=floors,

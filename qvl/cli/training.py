@@ -19,14 +19,16 @@ from torch import nn
 
 from qvl.cli.measure import measure
 from qvl.cli.recipe import differences, read_recipe, recipe_text
+from qvl.cli.shared import measure_together
 from qvl.engine.generate import Engine
 from qvl.engine.vlm import VLM
 from qvl.inputs.processor import Processor
 from qvl.models.vlm import VisionLanguageModel
 from qvl.runtime import cpu_name, peak_memory_bytes, seed_everything, set_threads
-from qvl.train.build import build, world_source
+from qvl.train.build import Built, build, world_source
 from qvl.train.config import StageConfig, TrainConfig
 from qvl.train.optim import part_of
+from qvl.train.ranks import Ranks
 from qvl.train.trainer import Trainer
 
 _MAY_CHANGE = ("run", "threads", "log_every", "save_every_minutes", "eval_samples", "final_eval_samples")
@@ -41,30 +43,40 @@ class TrainedRun:
     """Training time of all stages, interruptions and evaluations left out."""
 
 
-def train_run(config: TrainConfig, targets: Mapping[str, float] | None = None) -> TrainedRun:
-    """Trains what is not trained yet and saves the model as `<run>/model`.
+def train_run(
+    config: TrainConfig, targets: Mapping[str, float] | None = None, ranks: Ranks | None = None
+) -> TrainedRun:
+    """Trains what is not trained yet and saves the model as `<run>/model`. Every rank calls it, the first one writes.
 
     Args:
         targets: `task/metric` -> value to reach, noted in summary.json for the report.
+        ranks: the processes that train together; default: this one alone.
 
     Raises:
         ValueError: the folder holds a run with another recipe.
         Stopped: interrupted, with the state saved.
     """
-    folder = Path(config.run)
-    claim(config, folder)
-    threads = set_threads(config.threads)
+    ranks, folder = ranks or Ranks(), Path(config.run)
+    threads = set_threads(config.threads, ranks.place.local_size)
     seed_everything(config.seed)
-    built = build(config, folder / "tokenizer")
+    built = ranks.first_then_others(lambda: _claim_and_build(config, folder, ranks))
     processor = built.processor.with_options(resize="exact")
-    trainer = Trainer(
-        config, built.model, built.processor, partial(world_source, config), partial(_measure_stage, config, processor)
-    )
+    model = built.model.to(ranks.device)
+    measure_stage = partial(_measure_stage, config, processor, ranks)
+    trainer = Trainer(config, model, built.processor, partial(world_source, config), measure_stage, ranks)
     trainer.fit()
-    vlm = VLM(built.model.eval(), processor)
-    vlm.save(folder / "model")
-    _write_summary(config, folder, built.model, trainer.elapsed, threads, targets or {})
+    vlm = VLM(model.eval(), processor)
+    if ranks.first:
+        vlm.save(folder / "model")
+        _write_summary(config, folder, model, trainer.elapsed, (ranks.place.size, threads), targets or {})
+    ranks.wait()
     return TrainedRun(vlm, folder, trainer.elapsed)
+
+
+def _claim_and_build(config: TrainConfig, folder: Path, ranks: Ranks) -> Built:
+    if ranks.first:
+        claim(config, folder)
+    return build(config, folder / "tokenizer")
 
 
 def claim(config: TrainConfig, folder: Path) -> None:
@@ -97,24 +109,38 @@ def parameters_by_part(model: nn.Module) -> dict[str, int]:
     return dict(counts)
 
 
-def _measure_stage(config: TrainConfig, processor: Processor, model: nn.Module, stage: StageConfig) -> None:
+def _measure_stage(
+    config: TrainConfig, processor: Processor, ranks: Ranks, model: nn.Module, stage: StageConfig
+) -> None:
     if not stage.evaluate:
         return
     assert isinstance(model, VisionLanguageModel)
-    measure(
+    measure_together(
         Engine(model, processor.with_options(chat_format=stage.chat_format)),
-        stage.world,
-        "dev",
-        config.eval_samples,
-        Path(config.run) / "eval" / stage.name,
-        chat_format=stage.chat_format,
-        stamp={"stage": stage.name, "seed": config.seed},
+        ranks,
+        lambda generator: measure(
+            generator,
+            stage.world,
+            "dev",
+            config.eval_samples,
+            Path(config.run) / "eval" / stage.name,
+            chat_format=stage.chat_format,
+            stamp={"stage": stage.name, "seed": config.seed},
+            at_once=16 * ranks.place.size,
+        ),
     )
 
 
 def _write_summary(
-    config: TrainConfig, folder: Path, model: nn.Module, seconds: float, threads: int, targets: Mapping[str, float]
+    config: TrainConfig,
+    folder: Path,
+    model: nn.Module,
+    seconds: float,
+    workers: tuple[int, int],
+    targets: Mapping[str, float],
 ) -> None:
+    """`workers`: ranks, and threads of each."""
+    ranks, threads = workers
     summary = {
         "name": folder.name,
         "model": config.model,
@@ -122,8 +148,9 @@ def _write_summary(
         "seconds": round(seconds, 1),
         "hardware": {
             "processor": cpu_name(),
-            "threads": threads,
-            "peak memory": f"{peak_memory_bytes() / 2**30:.2f} GiB in the training process",
+            "ranks": ranks,
+            "threads": ranks * threads,
+            "peak memory": f"{peak_memory_bytes() / 2**30:.2f} GiB in each training process",
         },
         "seed": config.seed,
         "date": date.today().isoformat(),

@@ -60,6 +60,9 @@ class PackLimits:
     patches: int
     same_task: bool = False
     """A pack holds samples of one task only (Qwen-VL's multi-task stage: same-task samples packed to 2048 tokens)."""
+    part: float = 1.0
+    """Packs are filled to this part of the limits only, because several ranks share a step. A larger sample still has
+    a pack to itself: no sample is left out because there are more ranks."""
 
 
 @dataclass
@@ -98,7 +101,8 @@ def packs(
             continue
         task = sample.task if limits.same_task else ""
         full = opened[task]
-        if full.tokens + size > limits.tokens or full.patches + seen > limits.patches:
+        tokens, patches = full.tokens + size, full.patches + seen
+        if full.held and (tokens > limits.part * limits.tokens or patches > limits.part * limits.patches):
             del opened[task]
             left = sorted(i for pack in opened.values() for i in pack.indices)
             yield _close(full.held, source.tasks, processor, index, tuple(left))

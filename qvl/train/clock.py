@@ -1,10 +1,11 @@
 """How far a stage has come: by steps, or by the clock.
 
-Knows: progress in [0, 1] and time left. Does not know: what a step does.
+Knows: progress in [0, 1] and time left. Does not know: what a step does, other ranks.
 
 A stage with `steps` is exact: the same steps and rates on any machine. A stage with seconds lets the learning rate
 follow the clock, so that fifteen minutes are fifteen minutes on a slow and on a fast machine. Elapsed time is part of
-the saved state, so an interrupted stage goes on at the rate it had.
+the saved state, so an interrupted stage goes on at the rate it had. Progress stands still between calls of `agree`:
+ranks have clocks of their own, and all go by the first one's.
 """
 
 from __future__ import annotations
@@ -20,22 +21,27 @@ class StageClock:
             raise ValueError(f"a stage needs steps or time: got {steps} steps and {seconds:.1f} seconds")
         self._steps = steps
         self._seconds = seconds
-        self._before = 0.0
+        self._before = self._agreed = 0.0
         self._started = time.perf_counter()
         self.step = 0
 
     def resume(self, step: int, elapsed: float) -> None:
         """Goes on from a saved state."""
         self.step, self._before, self._started = step, elapsed, time.perf_counter()
+        self._agreed = elapsed
+
+    def agree(self, elapsed: float) -> None:
+        """Sets the seconds that progress goes by."""
+        self._agreed = elapsed
 
     @property
     def elapsed(self) -> float:
-        """Seconds spent in this stage, interruptions left out."""
+        """Seconds spent in this stage by this process's clock, interruptions left out."""
         return self._before + time.perf_counter() - self._started
 
     @property
     def progress(self) -> float:
-        done = self.step / self._steps if self._steps else self.elapsed / self._seconds
+        done = self.step / self._steps if self._steps else self._agreed / self._seconds
         return min(1.0, done)
 
     @property

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
@@ -17,17 +16,22 @@ from typing import Any, final
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from qvl.runtime import console
+from qvl.train.tally import Tally
 
 log = logging.getLogger(__name__)
 
 
 @final
 class RunLog:
-    """Averages per interval. Use as a context manager: it owns the progress bar and the open files."""
+    """Averages per interval. Use as a context manager: it owns the progress bar and the open files.
 
-    def __init__(self, folder: Path, total_seconds: float) -> None:
-        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._board = _tensorboard(folder / "tensorboard")
+    Args:
+        writes: False on every rank but the first: all calls are welcome, nothing is shown or written.
+    """
+
+    def __init__(self, folder: Path, total_seconds: float, writes: bool = True) -> None:
+        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8") if writes else None
+        self._board = _tensorboard(folder / "tensorboard") if writes else None
         self._total = total_seconds
         self._bar = Progress(
             TextColumn("[bold]{task.fields[stage]}"),
@@ -38,6 +42,7 @@ class RunLog:
             TextColumn("left {task.fields[left]}"),
             console=console(),
             refresh_per_second=2,
+            disable=not writes,
         )
         self._task: TaskID | None = None
         self._reset()
@@ -51,27 +56,23 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
 
     def _reset(self) -> None:
         self._since = time.perf_counter()
-        self._loss = self._targets = self._tokens = self._samples = self._wait = 0.0
-        self._by_task: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._sum = Tally()
 
-    def add(
-        self, loss_sum: float, targets: int, tokens: int, samples: int, wait: float, tasks: dict[str, tuple[float, int]]
-    ) -> None:
-        """Adds one pack: loss summed over its `targets`, also per task; `wait`: seconds waiting for data."""
-        self._loss += loss_sum
-        self._targets += targets
-        self._tokens += tokens
-        self._samples += samples
-        self._wait += wait
-        for task, (total, count) in tasks.items():
-            self._by_task[task][0] += total
-            self._by_task[task][1] += count
+    def add(self, step: Tally) -> None:
+        """Adds one step, summed over packs and ranks."""
+        total = self._sum
+        total.loss, total.items = total.loss + step.loss, total.items + step.items
+        total.tokens, total.samples = total.tokens + step.tokens, total.samples + step.samples
+        total.wait += step.wait
+        for task, (loss, items) in step.tasks.items():
+            total.add_task(task, loss, items)
 
     def show(self, stage: str, progress: float, seconds_left: float) -> None:
         """Moves the bar."""
@@ -81,8 +82,8 @@ class RunLog:
             self._task,
             completed=progress,
             stage=stage,
-            loss=f"{self._loss / self._targets:.3f}" if self._targets else "-",
-            speed=f"{self._tokens / seconds:,.0f} tokens/s {self._samples / seconds:.0f} samples/s",
+            loss=f"{self._sum.loss / self._sum.items:.3f}" if self._sum.items else "-",
+            speed=f"{self._sum.tokens / seconds:,.0f} tokens/s {self._sum.samples / seconds:.0f} samples/s",
             left=clock(seconds_left),
         )
 
@@ -93,15 +94,16 @@ class RunLog:
             "stage": stage,
             "step": step,
             "elapsed_s": round(elapsed, 2),
-            "loss": self._loss / max(1.0, self._targets),
-            "tokens_per_s": self._tokens / seconds,
-            "samples_per_s": self._samples / seconds,
-            "data_wait": self._wait / seconds,
-            "task_loss": {t: s / n for t, (s, n) in sorted(self._by_task.items()) if n},
+            "loss": self._sum.loss / max(1.0, self._sum.items),
+            "tokens_per_s": self._sum.tokens / seconds,
+            "samples_per_s": self._sum.samples / seconds,
+            "data_wait": self._sum.wait / seconds,
+            "task_loss": {t: s / n for t, (s, n) in sorted(self._sum.tasks.items()) if n},
             **extra,
         }
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
         if self._board is not None:
             for key, value in row.items():
                 if isinstance(value, float):

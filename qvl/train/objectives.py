@@ -26,6 +26,9 @@ _LENGTH_WEIGHT = 0.1
 
 
 class Objective(ABC):
+    divisible = True
+    """Items do not need each other: a pack may be cut in two without changing the sum of losses."""
+
     @abstractmethod
     def count(self, batch: Batch) -> int:
         """Items the batch is scored on."""
@@ -37,6 +40,10 @@ class Objective(ABC):
     @abstractmethod
     def by_task(self, losses_X: Tensor, pack: Pack, tasks: tuple[str, ...]) -> dict[str, tuple[float, int]]:
         """(sum of losses, items) per task, for the log."""
+
+    def task_names(self, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        """Every name that `by_task` can give."""
+        return tasks
 
 
 @final
@@ -91,6 +98,8 @@ class Match(Objective):
     decoder layer could add anything to them afterwards.
     """
 
+    divisible = False
+
     def count(self, batch: Batch) -> int:
         return len(batch.vision_rows_M) // 2
 
@@ -119,6 +128,9 @@ class Match(Objective):
 
     def by_task(self, losses_X: Tensor, pack: Pack, tasks: tuple[str, ...]) -> dict[str, tuple[float, int]]:
         return {"match": (float(losses_X.sum()), losses_X.shape[0])}
+
+    def task_names(self, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        return ("contrast",)
 
 
 OBJECTIVES: dict[str, Objective] = {"next_token": NextToken(), "told": NextToken(told=True), "match": Match()}

@@ -132,16 +132,19 @@ class Optimizers:
             ]
             self.all.append(torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True))
 
-    def step(self, progress: float) -> tuple[float, float]:
-        """Clips, updates at the rates of `progress` in [0, 1], clears gradients: (gradient norm, rate factor)."""
+    def clip(self) -> float:
+        """Bounds the norm of all gradients together; returns what it was."""
+        return float(nn.utils.clip_grad_norm_(self.params, self.config.clip or math.inf))
+
+    def step(self, progress: float) -> float:
+        """Updates at the rates of `progress` in [0, 1] and clears gradients; returns the rate factor."""
         factor = rate(progress, self.config)
-        norm = nn.utils.clip_grad_norm_(self.params, self.config.clip or math.inf)
         for optimizer in self.all:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
             optimizer.step()
         self.clear()
-        return float(norm), factor
+        return factor
 
     def clear(self) -> None:
         """Drops all gradients."""

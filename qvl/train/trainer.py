@@ -1,7 +1,7 @@
 """The choreography of a training run: stages in order, steps in a stage, and nothing lost when it is interrupted.
 
-Knows: when to load, step, log, save and hand over to an evaluation.
-Does not know: how a batch is made, how a loss is computed, what an evaluation measures.
+Knows: when to load, step, log, save and hand over to an evaluation; that every rank does the same.
+Does not know: how a batch is made, how a loss is computed, how ranks talk, what an evaluation measures.
 """
 
 from __future__ import annotations
@@ -9,22 +9,24 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from qvl.data.loader import background
-from qvl.data.packing import Pack, PackLimits, SampleSource, packs
+from qvl.data.packing import Pack, SampleSource
 from qvl.inputs.processor import Processor
 from qvl.models.vlm import VisionLanguageModel
 from qvl.train.clock import StageClock
 from qvl.train.config import StageConfig, TrainConfig
+from qvl.train.feed import Feed, Lane, Share, begin, redeal
 from qvl.train.interrupt import Stopped, stop_on_signals
 from qvl.train.log import RunLog, forget_after
 from qvl.train.objectives import OBJECTIVES, Objective
 from qvl.train.optim import Optimizers
+from qvl.train.ranks import Ranks
 from qvl.train.state import load_state, rng_state, save_state, set_rng_state
+from qvl.train.tally import Tally
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +40,12 @@ class _StageRun:
     """A stage under way."""
 
     stage: StageConfig
-    source: SampleSource
     objective: Objective
+    names: tuple[str, ...]
+    """Every task that can be scored."""
+    feed: Feed
     optimizers: Optimizers
     clock: StageClock
-    next_index: int = 0
-    """First sample that was not taken yet."""
-    waiting: tuple[int, ...] = ()
-    """Earlier samples that no step has used yet: they wait in open packs (`PackLimits.same_task`)."""
     bad_steps: int = 0
     """Steps skipped in a row."""
 
@@ -56,7 +56,8 @@ class Trainer:
 
     Args:
         source: gives the samples of a stage (`source(stage)[index]`).
-        on_stage_end: called after each stage with the model in evaluation mode.
+        on_stage_end: called after each stage, on every rank, with the model in evaluation mode.
+        ranks: the processes that train together, each with the same arguments; default: this one alone.
     """
 
     def __init__(
@@ -66,8 +67,10 @@ class Trainer:
         processor: Processor,
         source: Callable[[StageConfig], SampleSource],
         on_stage_end: StageEnd | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.config = config
+        self.ranks = ranks or Ranks()
         self.model = model
         self.processor = processor
         self.source = source
@@ -76,6 +79,7 @@ class Trainer:
         self.elapsed = 0.0
         """Training seconds of all stages so far."""
         self._stopping = False
+        self._last_save = time.perf_counter()
 
     def stop(self) -> None:
         """Asks for an orderly end: the step under way is finished, the state saved, then `Stopped` is raised."""
@@ -99,108 +103,113 @@ class Trainer:
             self._check_same_recipe(saved)
             self.model.load_state_dict(saved["model"])
             self.elapsed, first = saved["elapsed"], saved["stage"]
+        self.ranks.copy_from_first(self.model)
+        if saved and self.ranks.first:
             names = [s.name for s in self.config.stages]
             forget_after(self.folder, names[:first], (*names, "")[first], saved["step"])
             log.info("going on from stage %d, step %d (%s)", first, saved["step"], self.folder / "checkpoint")
-        with RunLog(self.folder, self._seconds_left(first)) as run_log:
+        with RunLog(self.folder, self._seconds_left(first), writes=self.ranks.first) as run_log:
             for index in range(first, len(self.config.stages)):
                 self._run_stage(index, run_log, saved if index == first else None)
                 saved = None
 
     def _run_stage(self, index: int, run_log: RunLog, saved: dict[str, Any] | None) -> None:
         run = self._open_stage(index, saved)
-        stream = self._packs(run)
-        last_save = time.perf_counter()
         before = self.elapsed - run.clock.elapsed
+        self._last_save = time.perf_counter()
         self.model.train()
         while run.clock.progress < 1.0:
-            self._step(run, stream, run_log)
+            told = self._step(run, run_log)
             self.elapsed = before + run.clock.elapsed
             run_log.show(run.stage.name, run.clock.progress, run.clock.seconds_left + self._seconds_left(index + 1))
-            if self._stopping or time.perf_counter() - last_save > 60 * self.config.save_every_minutes:
+            if told.stop or told.save:
                 self._save(index, run)
-                last_save = time.perf_counter()
-            if self._stopping:
+                self._last_save = time.perf_counter()
+            if told.stop:
                 raise Stopped(
                     f"stopped in {run.stage.name} after step {run.clock.step}; the same command goes on from there"
                 )
-        del stream
+        run.feed.close()
         self.model.eval()
         if self.on_stage_end is not None:
             self.on_stage_end(self.model, run.stage)
         self._save(index + 1, None)
 
     def _open_stage(self, index: int, saved: dict[str, Any] | None) -> _StageRun:
-        stage = self.config.stages[index]
-        run = _StageRun(
-            stage,
-            self.source(stage),
-            OBJECTIVES[stage.objective],
-            Optimizers(self.model, stage.trains, stage.optim),
-            StageClock(stage.steps, stage_seconds(self.config, index)),
-        )
+        stage, ranks = self.config.stages[index], self.ranks
+        objective, source = OBJECTIVES[stage.objective], self.source(stage)
+        optimizers = Optimizers(self.model, stage.trains, stage.optim)
+        clock = StageClock(stage.steps, stage_seconds(self.config, index))
+        lanes = begin(ranks.lanes)
         if saved and saved["optimizers"] is not None:
-            run.optimizers.load_state_dict(saved["optimizers"])
-            run.clock.resume(saved["step"], saved["stage_elapsed"])
-            run.next_index, run.waiting = saved["next_index"], tuple(saved.get("waiting", ()))
+            optimizers.load_state_dict(saved["optimizers"])
+            clock.resume(saved["step"], saved["stage_elapsed"])
+            lanes = redeal([Lane(n, tuple(waiting)) for n, waiting in saved["lanes"]], ranks.lanes)
             set_rng_state(saved["rng"])
-        return run
+        share = Share.of(stage.accumulate, ranks.lanes, objective.divisible)
+        feed = Feed(source, self.processor, stage, lanes[ranks.lane], ranks.lanes, share)
+        return _StageRun(stage, objective, objective.task_names(source.tasks), feed, optimizers, clock)
 
-    def _step(self, run: _StageRun, stream: Iterator[Pack], run_log: RunLog) -> None:
-        """One optimizer step over `accumulate` packs. A step whose loss is not a number is skipped and counted."""
+    def _step(self, run: _StageRun, run_log: RunLog) -> Tally:
+        """One optimizer step over all packs of all ranks. A step whose loss is not a number is skipped and counted."""
         waited = time.perf_counter()
-        held = [next(stream) for _ in range(run.stage.accumulate)]
-        waited = time.perf_counter() - waited
-        loss = self._backward(run, held, run_log, waited)
-        run.next_index, run.waiting = held[-1].next_index, held[-1].waiting
-        if not math.isfinite(loss):
-            self._skip(run, held)
-            return
+        held = run.feed.step()
+        own = Tally(wait=(time.perf_counter() - waited) / self.ranks.place.size, stop=self._stopping)
+        self._backward(run, held, own)
+        if self.ranks.first:
+            own.elapsed = run.clock.elapsed
+            own.save = time.perf_counter() - self._last_save > 60 * self.config.save_every_minutes
+        step = Tally.of(self.ranks.sum(own.vector(run.names)), run.names)
+        run.clock.agree(step.elapsed)
+        norm = math.nan
+        if step.items and math.isfinite(step.loss):
+            self.ranks.sum_gradients(run.optimizers.params, 1 / step.items)
+            norm = run.optimizers.clip()
+        if not math.isfinite(norm):
+            self._skip(run, held, math.isfinite(own.loss))
+            return step
         run.bad_steps = 0
-        norm, factor = run.optimizers.step(run.clock.progress)
+        factor = run.optimizers.step(run.clock.progress)
         run.clock.step += 1
+        run_log.add(step)
         if run.clock.step % self.config.log_every == 0:
             run_log.write(run.stage.name, run.clock.step, self.elapsed, grad_norm=norm, lr_factor=factor)
+        return step
 
-    def _backward(self, run: _StageRun, held: list[Pack], run_log: RunLog, waited: float) -> float:
-        """Gradients of the mean loss over *all* items of the step, however they are split into packs."""
-        objective = run.objective
-        items = sum(objective.count(pack.batch) for pack in held)
-        total = 0.0
-        for i, pack in enumerate(held):
-            losses_X = objective.losses(self.model, pack.batch)
-            (losses_X.sum() / items).backward()
+    def _backward(self, run: _StageRun, held: list[Pack], tally: Tally) -> None:
+        """Gradients of the *summed* loss of this rank's packs; the divisor is known when all ranks have counted."""
+        for pack in held:
+            losses_X = run.objective.losses(self.model, pack.batch.to(self.ranks.device))
+            losses_X.sum().backward()
             losses_X = losses_X.detach()
-            part = float(losses_X.sum())
-            total += part
-            run_log.add(
-                part,
-                losses_X.shape[0],
-                pack.batch.tokens_T.shape[0],
-                pack.samples,
-                waited if i == 0 else 0.0,
-                objective.by_task(losses_X, pack, run.source.tasks),
-            )
-        return total
+            tally.loss += float(losses_X.sum())
+            tally.items += losses_X.shape[0]
+            tally.tokens += pack.batch.tokens_T.shape[0]
+            tally.samples += pack.samples
+            for name, (loss, items) in run.objective.by_task(losses_X, pack, run.names).items():
+                tally.add_task(name, loss, items)
 
-    def _packs(self, run: _StageRun) -> Iterator[Pack]:
-        stage, source, processor, start, waiting = run.stage, run.source, self.processor, run.next_index, run.waiting
-        limits = PackLimits(stage.tokens_per_pack, stage.patches_per_pack, stage.same_task)
-        return background(lambda: packs(source, processor, limits, stage.chat_format, start, waiting=waiting))
-
-    def _skip(self, run: _StageRun, held: list[Pack]) -> None:
+    def _skip(self, run: _StageRun, held: list[Pack], sound: bool) -> None:
+        """Counts a bad step. `sound`: the loss of this rank's own packs was a number."""
         run.bad_steps += 1
-        names = ", ".join([name for pack in held for name in pack.batch.names][:8])
+        own = [name for pack in held for name in pack.batch.names]
+        by_rank = self.ranks.gather((sound, own))
+        bad = [found for fine, found in by_rank if not fine] or [found for _, found in by_rank]
+        names = ", ".join([name for found in bad for name in found][:8])
         if run.bad_steps >= _MAX_BAD_STEPS:
             raise ValueError(
-                f"{run.bad_steps} steps in a row gave a loss that is not a number; the last one held {names}. "
-                "Lower the learning rate (optim.lr, optim.muon_lr) or look at these samples"
+                f"{run.bad_steps} steps in a row gave a loss or gradient that is not a number; the last one held "
+                f"{names}. Lower the learning rate (optim.lr, optim.muon_lr) or look at these samples"
             )
-        log.warning("skipped a step whose loss is not a number; it held %s", names)
+        if self.ranks.first:
+            log.warning("skipped a step whose loss or gradient is not a number; it held %s", names)
         run.optimizers.clear()
 
     def _save(self, stage: int, run: _StageRun | None) -> None:
         """Saves that `stage` is under way as `run` says, or (None) about to begin."""
+        lanes = self.ranks.gather(run.feed.lane if run else Lane(0))
+        if not self.ranks.first:
+            return
         save_state(
             self.folder / "checkpoint",
             {
@@ -209,8 +218,7 @@ class Trainer:
                 "stage": stage,
                 "step": run.clock.step if run else 0,
                 "stage_elapsed": run.clock.elapsed if run else 0.0,
-                "next_index": run.next_index if run else 0,
-                "waiting": list(run.waiting) if run else [],
+                "lanes": [(lane.next_index, list(lane.waiting)) for lane in lanes],
                 "elapsed": self.elapsed,
                 "rng": rng_state(),
                 "stages": [s.name for s in self.config.stages],

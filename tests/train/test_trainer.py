@@ -61,11 +61,10 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, model, processor) ->
         trainer = Trainer(recipe(tmp_path / "parts"), model, processor, Source)
         original = trainer._step
 
-        def step(*args, trainer=trainer, original=original, limit=stop_after) -> None:
-            original(*args)
-            done = len(rows(tmp_path / "parts"))
-            if done >= limit:
+        def step(*args, trainer=trainer, original=original, limit=stop_after):
+            if len(rows(tmp_path / "parts")) == limit - 1:
                 trainer.stop()
+            return original(*args)
 
         trainer._step = step
         with pytest.raises(Stopped, match="goes on from there"):
