@@ -37,6 +37,8 @@ _TEMPLATE_TEXTS = (
     "(1,2),(3,4)",
 )
 """What chat formats and box marks write themselves; a reduced vocabulary always has their pieces."""
+_SHORT, _KNOWN = 256, 65536
+"""Texts up to this many characters are remembered, so many at most: questions come again and again in training."""
 
 
 @final
@@ -62,6 +64,7 @@ class Tokenizer:
         self.vocab_size = max(self.specials.values(), default=ordinary - 1) + 1
         self._names = {i: name for name, i in self.specials.items()}
         self.family = family_of(self.specials)
+        self._known: dict[str, tuple[int, ...]] = {}
         self._mark_ids = {mark: specials[own] for mark, own in self.family.markup.reads.items() if own in specials}
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[Backend, dict[str, int]]]:
@@ -170,14 +173,22 @@ class Tokenizer:
         return ids
 
     def _encode_plain(self, text: str) -> list[int]:
-        if not text:
-            return []
+        known = self._known.get(text)
+        if known is None:
+            known = self._encode_anew(text)
+            if len(text) <= _SHORT:
+                if len(self._known) >= _KNOWN:
+                    self._known.clear()
+                self._known[text] = known
+        return list(known)
+
+    def _encode_anew(self, text: str) -> tuple[int, ...]:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
             # halves of a pair become their character, halves alone U+FFFD
             text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        return self._backend.encode(text, add_special_tokens=False).ids
+        return tuple(self._backend.encode(text, add_special_tokens=False).ids) if text else ()
 
     def special(self, name: str) -> int:
         """The id of a special token, `"<|im_end|>"` -> 151645.

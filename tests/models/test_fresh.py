@@ -55,12 +55,12 @@ def test_heads_of_likeness_find_and_copy_the_same_word() -> None:
     model = made(0)
     words_D = model.embed.weight.detach()
     tokens = torch.arange(20, 60)
-    rows = torch.cat((tokens, tokens[13:14]))  # the last word stands at 13 too
+    rows = torch.cat((tokens, tokens[32:33]))  # the last word stands 8 places before, too
     positions = torch.arange(len(rows)).expand(3, -1)
     for layer in model.decoder.layers:
         assert isinstance(layer, DecoderLayer)
         found = scores(layer, model.config.text, words_D[rows], positions)[:, -1, :-1].argmax(-1)
-        assert found[0] == found[2] == 13
+        assert found[0] == found[2] == 32
         group_HD = layer.qkv.weight.detach().split(48)[-2]  # values of the first group
         copied = layer.out.weight.detach()[:, :48] @ group_HD @ words_D[20:60].T
         assert (words_D[20:60] @ copied).argmax(0).tolist() == list(range(40))

@@ -239,17 +239,13 @@ def test_text_only(model: QwenVL) -> None:
     assert all(not g.any() for g in grads)
 
 
-def test_every_objective_trains_it() -> None:
-    """The trainer's two: no parameter that takes part is left without a gradient."""
+def test_the_trainers_objective_trains_all_of_it() -> None:
+    """No parameter is left without a gradient."""
     model = made(small_config()).train()
     beginning = sequence(1, [3, (4, 4)], model.config, labels=True)
     ends = [sequence(10 + i, [n], model.config, labels=True).after(beginning) for i, n in enumerate((4, 7))]
-    batch = batch_of([beginning, *ends], model.config)
-    for name, learns in (("next_token", ""), ("contrast", "visual.")):
-        model.zero_grad(set_to_none=True)
-        OBJECTIVES[name].losses(model, batch).sum().backward()
-        with_gradient = {n for n, p in model.named_parameters() if p.grad is not None}
-        assert with_gradient == {n for n, _ in model.named_parameters() if n.startswith(learns)}, name
+    OBJECTIVES["next_token"].losses(model, batch_of([beginning, *ends], model.config)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_in_bfloat16(model: QwenVL) -> None:

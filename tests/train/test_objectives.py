@@ -22,6 +22,7 @@ def told_pack(processor, world):
 
 def test_told_pictures_are_read_as_vision_tokens(model: Qwen2VL, told_pack) -> None:
     batch = told_pack.batch
+    model.eval()  # without noise
     assert batch.patches_PC.shape[0] == 0
     assert batch.vision_rows_M.shape[0] > 8
     losses = OBJECTIVES["told"].losses(model, batch)
@@ -50,3 +51,44 @@ def test_the_told_objective_refuses_pictures(model: Qwen2VL, processor, world) -
     pack = next(packs(WorldSource(replace(world.config, tasks={"what": 1})), processor, PackLimits(300, 400), "raw"))
     with pytest.raises(ValueError, match="real ones"):
         OBJECTIVES["told"].losses(model, pack.batch)
+
+
+@pytest.fixture
+def both_pack(processor, world):
+    source = WorldSource(replace(world.config, medium="both", tasks={"background": 1}, turns=1))
+    return next(packs(source, processor, PackLimits(300, 400), "raw"))
+
+
+def test_match_compares_each_vision_token_with_the_word_in_its_place(model: Qwen2VL, both_pack) -> None:
+    batch = both_pack.batch
+    words_M = batch.tokens_T[batch.vision_rows_M]
+    words_M = words_M[words_M != model.config.ids.image_pad]
+    choice = words_M.unique()
+    losses = OBJECTIVES["match"].losses(model, batch)
+    assert OBJECTIVES["match"].count(batch) == len(losses) == len(words_M) == len(batch.vision_rows_M) // 2
+    losses.sum().backward()
+    assert model.embed.weight.grad is None
+    with torch.no_grad():
+        seen_MD = model.see(batch, PackedContext(batch)) - model.embed.weight[model.config.ids.image_pad]
+        cosines = F.cosine_similarity(seen_MD[:, None], model.embed.weight[choice], dim=-1)
+        wrong = F.cross_entropy(8 * cosines, torch.searchsorted(choice, words_M), reduction="none")
+        too_long = (seen_MD.norm(dim=-1) / model.embed.weight[choice].norm(dim=-1).mean()).log().square()
+    assert torch.allclose(losses.detach(), wrong + 0.1 * too_long, atol=1e-5)  # worst 1e-6
+
+
+def test_match_knows_a_tower_that_says_the_words(model: Qwen2VL, both_pack, monkeypatch) -> None:
+    batch = both_pack.batch
+    words_M = batch.tokens_T[batch.vision_rows_M]
+    words_MD = model.embed.weight[words_M[words_M != model.config.ids.image_pad]]
+    mark_D = model.embed.weight[model.config.ids.image_pad]
+    monkeypatch.setattr(type(model), "see", lambda self, batch, attn: words_MD + mark_D)
+    right = OBJECTIVES["match"].losses(model, batch)
+    monkeypatch.setattr(type(model), "see", lambda self, batch, attn: words_MD.roll(1, 0) + mark_D)
+    assert 5 * right.mean() < OBJECTIVES["match"].losses(model, batch).mean()
+
+
+def test_match_needs_the_picture_and_its_telling(model: Qwen2VL, processor, world, told_pack) -> None:
+    shown = next(packs(WorldSource(replace(world.config, tasks={"what": 1})), processor, PackLimits(300, 400), "raw"))
+    for pack in (shown, told_pack):
+        with pytest.raises(ValueError, match="medium: both"):
+            OBJECTIVES["match"].losses(model, pack.batch)

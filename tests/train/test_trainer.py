@@ -142,12 +142,14 @@ def test_frozen_parts_do_not_move(tmp_path, model, processor, trains) -> None:
     assert moved == set(trains)
 
 
-def test_contrast_trains_vision_only(tmp_path, model, processor) -> None:
+def test_match_trains_vision_only(tmp_path, model, processor) -> None:
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    config = recipe(tmp_path, (4,), trains=("vision", "merger"), objective="contrast")
-    Trainer(config, model, processor, Source).fit()
+    both = replace(WORLD, medium="both")
+    Trainer(
+        recipe(tmp_path, (4,), trains=("vision", "merger"), objective="match", world=both), model, processor, Source
+    ).fit()
     assert torch.equal(model.embed.weight, before["embed.weight"])
-    assert {r["task_loss"]["contrast"] > 0 for r in rows(tmp_path)} == {True}
+    assert {r["task_loss"]["match"] > 0 for r in rows(tmp_path)} == {True}
 
 
 def test_learning_happens(tmp_path, model, processor) -> None:
