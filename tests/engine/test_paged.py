@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import resource
+
+import numpy as np
 import pytest
 import torch
-from qvl.engine.paged import Block, PagedStore, Row, similar
+from parity.paged_rows import Held, PagedRows
 from tiny_vlm import picture, user
 
 from qvl.batch import Batch
+from qvl.engine.paged import Block, PagedStore, Row, similar
 from qvl.layers.attention import PackedContext
 
 # Worst seen 6.2e-6 on logits of up to 6.5: sums of other lengths in another order.
@@ -70,7 +74,7 @@ def test_a_cache_is_zeros_and_costs_nothing_until_it_is_written(model):
     """What a mask hides is multiplied by 0, and unwritten memory has to be finite for that."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     store = PagedStore(model.config.text, 1 << 17, 16, torch.bfloat16, torch.device("cpu"))
-    assert PagedStore.page_bytes(model.config.text, 16, torch.bfloat16) << 17 == 400 << 20
+    assert PagedStore.page_bytes(model.config.text, 16, torch.bfloat16) << 17 == 384 << 20
     k, v = store.read(1, Block.of([Row(np.arange(3), 0, 40, 40)], 16, torch.device("cpu")))
     assert k.shape == v.shape == (1, 2, 48, 12)
     assert not bool(torch.cat([k, v]).any())
