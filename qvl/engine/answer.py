@@ -14,7 +14,7 @@ from typing import final
 from torch import Tensor
 
 from qvl.engine.api import Delta, FinishReason, Reply, Request, TokenLogprob, Usage
-from qvl.engine.boxes import find_boxes, scene_of
+from qvl.engine.boxes import Scene, find_boxes, scene_of
 from qvl.engine.content import Content, looks_of
 from qvl.engine.grammar import Grammars
 from qvl.engine.repetition import goes_in_circles
@@ -24,7 +24,7 @@ from qvl.engine.scheduler import Track
 from qvl.inputs.processor import Processor
 from qvl.inputs.sequence import Sequence
 from qvl.text.grounding import Coordinates
-from qvl.text.messages import parse_messages
+from qvl.text.messages import Message, parse_messages
 
 _REPETITION_STRIDE = 16
 """Tokens between two looks for repetition."""
@@ -55,13 +55,10 @@ class Answer:
         page_tokens: int,
         salt: Callable[[int], bytes],
     ) -> None:
-        """
-        Args:
-            salt: prompt length -> what keys and values depend on besides the tokens.
+        """`salt`: prompt length -> what keys and values depend on besides the tokens.
 
         Raises:
-            ValueError, FileNotFoundError: what the processor refuses; a prompt that leaves no room for the reply; a
-                schema that cannot be followed.
+            ValueError, FileNotFoundError: what the processor refuses; no room for the reply; an impossible schema.
         """
         messages = parse_messages(request.messages)
         self.sampling = request.sampling
@@ -73,8 +70,7 @@ class Answer:
         grammar = None if schema is None else grammars.json(schema, chat.stop_ids)
         looks = looks_of(prompt)
         self.content = Content(prompt, looks, page_tokens, salt(tokens))
-        # The last token that is generated is never read.
-        most = tokens + self.sampling.max_new_tokens - 1
+        most = tokens + self.sampling.max_new_tokens - 1  # the last token that is generated is never read
         self.track = Track(0, tokens, most, self.content.page_key, looks)
         self.sights = _sights(prompt, self.track)
         self.vectors: dict[bytes, Tensor] = {}
@@ -94,8 +90,7 @@ class Answer:
         self._stop_ids = chat.stop_ids
         self._vision_tokens = len(prompt.vision_rows_M)
         self._resized_to = tuple(v.resized_hw for v in prompt.visuals)
-        coordinates = [Coordinates(v.original_hw, v.resized_hw) for v in prompt.visuals]
-        self._scene = scene_of(messages, coordinates, processor.tokenizer.family.markup)
+        self._scene = _scene(messages, prompt, processor)
         self._logprobs: list[float] = []
         self._told: list[TokenLogprob] = []
         self._streamed = 0
@@ -171,6 +166,11 @@ class Answer:
     def cache_hits(self) -> int:
         """Pictures and clips that were answered about without being seen again."""
         return len(self._resized_to) - len(self.saw) if self.started else 0
+
+
+def _scene(messages: tuple[Message, ...], prompt: Sequence, processor: Processor) -> Scene:
+    coordinates = [Coordinates(v.original_hw, v.resized_hw) for v in prompt.visuals]
+    return scene_of(messages, coordinates, processor.tokenizer.family.markup)
 
 
 def _check_room(prompt: Sequence, max_new_tokens: int, max_positions: int) -> None:

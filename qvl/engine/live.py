@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from queue import SimpleQueue
 from typing import final
 
@@ -80,12 +81,16 @@ class Live:
             self._check_open()
             self._preparing += 1
         try:
-            ticket = LiveTicket(self._session.prepare(request), self._call_off)
-        finally:
+            answer = self._session.prepare(request)
+        except BaseException:
             with self._changed:
                 self._preparing -= 1
+            raise
+        ticket = LiveTicket(answer, self._call_off)
         with self._changed:
-            self._check_open()
+            self._preparing -= 1
+            if self._closed:
+                raise QueueFull(self._closed)
             self._open.add(ticket)
             self._inbox.append(ticket)
             self._changed.notify_all()
@@ -152,7 +157,7 @@ class Live:
             called_off, self._called_off = self._called_off, deque()
         for ticket in new:
             try:
-                self._session.add(ticket.answer, lambda item, ticket=ticket: self._hand_out(ticket, item))
+                self._session.add(ticket.answer, partial(self._hand_out, ticket))
             except ValueError as error:
                 ticket.answer.fail(error)
                 self._finish(ticket, ticket.answer.reply())

@@ -132,6 +132,14 @@ def test_the_formats_own_token_ends_the_reply(model, processor, tokenizer, monke
     assert reply.text == tokenizer.decode(reply.token_ids[:2])
 
 
+@pytest.mark.parametrize(("stops", "finish", "count"), [(True, "repetition", 128), (False, "length", 200)])
+def test_a_reply_that_goes_round_in_circles_ends(model, processor, monkeypatch, stops, finish, count):
+    monkeypatch.setattr(session, "choose_tokens", lambda logits_BV, samplers: [Choice(65, -1.0)] * len(samplers))
+    request = Request(user("a table"), Sampling(max_new_tokens=200, stop_on_repetition=stops))
+    reply = Engine(model, processor).generate([request])[0]
+    assert (reply.finish_reason, reply.usage.completion_tokens) == (finish, count)
+
+
 def test_usage_adds_up(engine):
     replies = engine.generate(REQUESTS[:3])
     for request, reply in zip(REQUESTS, replies, strict=False):
