@@ -195,9 +195,11 @@ class Conversation:
     def _tell(self, reply: Reply) -> None:
         usage, ms = reply.usage, reply.usage.milliseconds
         sizes = "".join(f", picture seen at {width} x {height}" for height, width in usage.resized_to)
-        cut = (
-            f"; cut off at max_new_tokens={self._sampling['max_new_tokens']}" if reply.finish_reason == "length" else ""
-        )
+        ends = {
+            "length": f"; cut off at max_new_tokens={self._sampling['max_new_tokens']}",
+            "repetition": "; ended because it went round in circles",
+        }
+        cut = ends.get(reply.finish_reason, "")
         seconds = sum(ms.values()) / 1000
         self._note(f"{usage.prompt_tokens} + {usage.completion_tokens} tokens, {seconds:.1f} s{sizes}{cut}")
         media = self._media()

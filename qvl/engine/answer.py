@@ -1,94 +1,176 @@
 """One request on its way: from messages to a prompt, from tokens to a `Reply`.
 
-Knows: the prompt, what was generated so far, when it is finished. Does not know: models, caches, other requests.
+Knows: the prompt, its pictures until they were seen, what was generated so far, when it is finished.
+Does not know: models, caches, other requests.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Literal, final
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
 
-from qvl.engine.api import Reply, Request, Usage
-from qvl.engine.boxes import find_boxes, scene_of
+from torch import Tensor
+
+from qvl.engine.api import Delta, FinishReason, Reply, Request, TokenLogprob, Usage
+from qvl.engine.boxes import Scene, find_boxes, scene_of
+from qvl.engine.content import Content, looks_of
+from qvl.engine.grammar import Grammars
+from qvl.engine.repetition import goes_in_circles
 from qvl.engine.reply_text import ReplyText
-from qvl.engine.sampler import Sampler
+from qvl.engine.sampler import Choice, Sampler
+from qvl.engine.scheduler import Track
 from qvl.inputs.processor import Processor
 from qvl.inputs.sequence import Sequence
 from qvl.text.grounding import Coordinates
-from qvl.text.messages import parse_messages
+from qvl.text.messages import Message, parse_messages
+
+_REPETITION_STRIDE = 16
+"""Tokens between two looks for repetition."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Pixels of a look that nobody has seen yet."""
+
+    visual: int
+    """Which of the conversation's pictures and clips it belongs to."""
+    patches_PC: Tensor
+    hw: tuple[int, int]
+    """(height, width) in patches."""
 
 
 @final
 class Answer:
-    """A prepared request. `sequence` holds the pictures' patches and is let go once they have been seen."""
+    """A prepared request. Its pixels are let go once they have been seen."""
 
-    def __init__(self, key: int, request: Request, processor: Processor, max_positions: int) -> None:
-        """
+    def __init__(
+        self,
+        request: Request,
+        processor: Processor,
+        grammars: Grammars,
+        *,
+        max_positions: int,
+        page_tokens: int,
+        salt: Callable[[int], bytes],
+    ) -> None:
+        """`salt`: prompt length -> what keys and values depend on besides the tokens.
+
         Raises:
-            ValueError, FileNotFoundError: what the processor refuses; a prompt that leaves no room for the reply.
+            ValueError, FileNotFoundError: what the processor refuses; no room for the reply; an impossible schema.
         """
         messages = parse_messages(request.messages)
-        self.key = key
         self.sampling = request.sampling
         chat = processor.chat(request.chat_format)
         prompt = processor.sequence(messages, generation_prompt=True, chat_format=request.chat_format)
-        self.sequence: Sequence | None = prompt
-        self.prompt_tokens = len(prompt.tokens_T)
+        tokens = len(prompt.tokens_T)
         _check_room(prompt, self.sampling.max_new_tokens, max_positions)
-        self.sampler = Sampler(self.sampling, prompt.tokens_T.tolist())
+        schema = self.sampling.json_schema
+        grammar = None if schema is None else grammars.json(schema, chat.stop_ids)
+        looks = looks_of(prompt)
+        self.content = Content(prompt, looks, page_tokens, salt(tokens))
+        most = tokens + self.sampling.max_new_tokens - 1  # the last token that is generated is never read
+        self.track = Track(0, tokens, most, self.content.page_key, looks)
+        self.sights = _sights(prompt, self.track)
+        self.vectors: dict[bytes, Tensor] = {}
+        """Vision vectors by digest, held as long as the request may have to be computed again."""
+        self.sampler = Sampler(self.sampling, prompt.tokens_T.tolist(), grammar)
         self.text = ReplyText(processor.tokenizer.stream(), self.sampling.stop)
         self.ms = _media_ms(prompt)
+        self.added = 0.0
         self.started = 0.0
+        """When the first token was there; 0 before that."""
+        self.saw: set[int] = set()
+        """Pictures and clips that cost vision time."""
+        self.finish: FinishReason | None = None
+        """Why it ended; None while it goes on."""
+        self.error: Exception | None = None
+        self._token_bytes = processor.tokenizer.token_bytes
         self._stop_ids = chat.stop_ids
-        self._next_position = prompt.next_position
         self._vision_tokens = len(prompt.vision_rows_M)
         self._resized_to = tuple(v.resized_hw for v in prompt.visuals)
-        coordinates = [Coordinates(v.original_hw, v.resized_hw) for v in prompt.visuals]
-        self._scene = scene_of(messages, coordinates, processor.tokenizer.family.markup)
-        self._ids: list[int] = []
+        self._scene = _scene(messages, prompt, processor)
         self._logprobs: list[float] = []
-        self.finish: Literal["stop", "length"] | None = None
-        """Why it ended; None while it goes on."""
+        self._told: list[TokenLogprob] = []
+        self._streamed = 0
 
-    @property
-    def last_token(self) -> tuple[int, int]:
-        """The newest token and its rotary position: the prompt's next position, then one more each."""
-        return self._ids[-1], self._next_position + len(self._ids) - 1
+    def push(self, choice: Choice) -> Delta | None:
+        """Takes the next token; returns what it makes certain and decides whether the reply ends here."""
+        self.started = self.started or time.perf_counter()
+        self.content.generated.append(choice.token_id)
+        self.track.known += 1
+        self._logprobs.append(choice.logprob)
+        if self.sampling.records_logprobs:
+            top = tuple((i, self._token_bytes(i), logprob) for i, logprob in choice.top)
+            self._told.append(TokenLogprob(choice.token_id, self._token_bytes(choice.token_id), choice.logprob, top))
+        text = self._text_of(choice.token_id)
+        if not text and not (self.finish and self._streamed < len(self._told)):
+            return None
+        told = tuple(self._told[self._streamed :])
+        self._streamed = len(self._told)
+        return Delta(text, told)
 
-    def push(self, token_id: int, logprob: float) -> str:
-        """Takes the next token; returns the text it makes certain and decides whether the reply ends here."""
-        self._ids.append(token_id)
-        self._logprobs.append(logprob)
+    def _text_of(self, token_id: int) -> str:
         if token_id in self._stop_ids:
             self.finish = "stop"
             return self.text.close()
-        piece = self.text.push(token_id)
-        if self.text.stopped:
+        text = self.text.push(token_id)
+        count = len(self._logprobs)
+        if self.text.stopped or self.sampler.complete:
             self.finish = "stop"
-        elif len(self._ids) == self.sampling.max_new_tokens:
+        elif count == self.sampling.max_new_tokens:
             self.finish = "length"
-            piece += self.text.close()
-            if self.text.stopped:
-                self.finish = "stop"
-        return piece
+        elif self.sampling.stop_on_repetition and count % _REPETITION_STRIDE == 0:
+            self.finish = "repetition" if goes_in_circles(self.content.generated) else None
+        if self.finish:
+            text += self.text.close()
+            self.finish = "stop" if self.text.stopped else self.finish
+        return text
+
+    def hold(self, digest: bytes, vectors_MD: Tensor) -> None:
+        """Takes the vision vectors of a look; its pixels are not needed any more."""
+        self.vectors[digest] = vectors_MD
+        self.track.seen.add(digest)
+        self.sights.pop(digest, None)
+
+    def fail(self, error: Exception) -> None:
+        """Ends the reply because something went wrong."""
+        self.error = error
+        self.finish = "cancelled"
 
     def reply(self) -> Reply:
         assert self.finish is not None, "the reply is not finished"
         text = self.text.text
+        generate = 1000 * (time.perf_counter() - self.started) if self.started else 0.0
         return Reply(
             text=text,
-            token_ids=tuple(self._ids),
+            token_ids=tuple(self.content.generated),
             finish_reason=self.finish,
             boxes=find_boxes(text, self._scene),
             usage=Usage(
-                prompt_tokens=self.prompt_tokens,
+                prompt_tokens=self.track.prompt,
                 vision_tokens=self._vision_tokens,
-                completion_tokens=len(self._ids),
+                completion_tokens=len(self._logprobs),
                 resized_to=self._resized_to,
-                milliseconds=self.ms | {"generate": 1000 * (time.perf_counter() - self.started)},
+                cache_hits=self.cache_hits,
+                cached_tokens=self.track.cached or 0,
+                milliseconds=self.ms | {"generate": generate},
             ),
             logprobs=tuple(self._logprobs),
+            token_logprobs=tuple(self._told),
+            problem="" if self.error is None else f"{type(self.error).__name__}: {self.error}",
         )
+
+    @property
+    def cache_hits(self) -> int:
+        """Pictures and clips that were answered about without being seen again."""
+        return len(self._resized_to) - len(self.saw) if self.started else 0
+
+
+def _scene(messages: tuple[Message, ...], prompt: Sequence, processor: Processor) -> Scene:
+    coordinates = [Coordinates(v.original_hw, v.resized_hw) for v in prompt.visuals]
+    return scene_of(messages, coordinates, processor.tokenizer.family.markup)
 
 
 def _check_room(prompt: Sequence, max_new_tokens: int, max_positions: int) -> None:
@@ -103,7 +185,20 @@ def _check_room(prompt: Sequence, max_new_tokens: int, max_positions: int) -> No
         )
 
 
+def _sights(prompt: Sequence, track: Track) -> dict[bytes, Sight]:
+    """The pixels of each look, by digest."""
+    sights: dict[bytes, Sight] = {}
+    looks = iter(track.looks)
+    for index, visual in enumerate(prompt.visuals):
+        moments, height, width = visual.grid
+        for patches_PC in visual.patches_PC.split(height * width):
+            sights.setdefault(next(looks).digest, Sight(index, patches_PC, (height, width)))
+        assert len(visual.patches_PC) == moments * height * width, "a grid of another size than its patches"
+    return sights
+
+
 def _media_ms(prompt: Sequence) -> dict[str, float]:
-    """decode: opening files; resize: everything else that happens to pixels."""
+    """decode: opening files; resize: everything else that happens to pixels. The rest is counted as it happens."""
     decode = sum(v.ms.get("decode", 0.0) for v in prompt.visuals)
-    return {"decode": decode, "resize": sum(sum(v.ms.values()) for v in prompt.visuals) - decode}
+    resize = sum(sum(v.ms.values()) for v in prompt.visuals) - decode
+    return {"queue": 0.0, "decode": decode, "resize": resize, "vision": 0.0, "prefill": 0.0}

@@ -1,26 +1,41 @@
 """Choosing the next token.
 
-Knows: logits, what a request asked for, what it has seen. Does not know: models, text, other requests: each request
-draws from a generator of its own, so its sample does not depend on what runs beside it.
+Knows: logits, what a request asked for, what it has seen, what its grammar allows. Does not know: models, text, other
+requests: each request draws from a generator of its own, so its sample does not depend on what runs beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
 from qvl.engine.api import Sampling
+from qvl.engine.grammar import Grammar
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The next token of a row, as the model's own distribution (before any option) sees it."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens and their log-probabilities, if the request wants them."""
+    problem: str = ""
+    """Why there is no next token; empty = fine."""
 
 
 @final
 class Sampler:
-    """The chooser of one request: options, seed, and the tokens that a repetition penalty looks at."""
+    """The chooser of one request: options, seed, grammar, and the tokens that a repetition penalty looks at."""
 
-    def __init__(self, sampling: Sampling, prompt_ids: Sequence[int]) -> None:
+    def __init__(self, sampling: Sampling, prompt_ids: Sequence[int], grammar: Grammar | None = None) -> None:
         self._sampling = sampling
+        self._grammar = grammar
         self._seen = set(prompt_ids) if sampling.repetition_penalty != 1.0 else None
         self._generator = torch.Generator()
         if sampling.seed is None:
@@ -31,14 +46,30 @@ class Sampler:
     @property
     def plain(self) -> bool:
         """The most likely token is the answer, whatever came before."""
-        return self._sampling.temperature == 0 and self._seen is None
+        return self._sampling.temperature == 0 and self._seen is None and self._grammar is None
+
+    @property
+    def top_logprobs(self) -> int:
+        return self._sampling.top_logprobs
+
+    @property
+    def complete(self) -> bool:
+        """The grammar allows nothing more: the reply is whole."""
+        return self._grammar is not None and self._grammar.complete
 
     def choose(self, logits_V: Tensor) -> int:
-        """The next token from raw logits [V]: repetition penalty, then temperature, top-k, top-p, then the draw."""
+        """The next token from raw logits [V]: repetition penalty, what the grammar forbids, then temperature, top-k,
+        top-p, then the draw.
+
+        Raises:
+            ValueError: the grammar grew beyond what can be followed.
+        """
         s = self._sampling
         logits_V = logits_V.float().cpu()
         if self._seen is not None:
             logits_V = penalise(logits_V, self._seen, s.repetition_penalty)
+        if self._grammar is not None:
+            logits_V = logits_V.masked_fill(~self._grammar.allowed(len(logits_V)), float("-inf"))
         if s.temperature == 0:
             return int(logits_V.argmax())
         probs_V = keep_likely((logits_V / s.temperature), s.top_k, s.top_p).softmax(-1)
@@ -48,29 +79,42 @@ class Sampler:
         """Tells the sampler that `token_id` was generated."""
         if self._seen is not None:
             self._seen.add(token_id)
+        if self._grammar is not None:
+            self._grammar.push(token_id)
 
 
-def choose_tokens(logits_BV: Tensor, samplers: Sequence[Sampler]) -> tuple[list[int], list[float]]:
-    """The next token of each row, and its log-probability under the raw distribution (before any option).
-
-    Raises:
-        ValueError: logits that are not finite.
-    """
+def choose_tokens(logits_BV: Tensor, samplers: Sequence[Sampler]) -> list[Choice]:
+    """The next token of each row. A row that has none says why and leaves the others alone."""
     picked = logits_BV.argmax(-1).tolist()
-    for row, sampler in enumerate(samplers):
-        if not sampler.plain:
-            picked[row] = sampler.choose(logits_BV[row])
-        sampler.saw(picked[row])
     logits_BV = logits_BV.float()
+    total_B = logits_BV.logsumexp(-1)
+    problems = ["" if fine else _NOT_FINITE for fine in total_B.isfinite().tolist()]
+    for row, sampler in enumerate(samplers):
+        if not problems[row]:
+            try:
+                if not sampler.plain:
+                    picked[row] = sampler.choose(logits_BV[row])
+                sampler.saw(picked[row])
+            except ValueError as error:
+                problems[row] = str(error)
     chosen_B = logits_BV.gather(1, torch.tensor(picked, device=logits_BV.device)[:, None])[:, 0]
-    logprobs = (chosen_B - logits_BV.logsumexp(-1)).tolist()
-    bad = [row for row, value in enumerate(logprobs) if not value <= 0.01]  # NaN compares false
-    if bad:
-        raise ValueError(
-            f"the model gave logits that are not finite numbers in {len(bad)} of {len(picked)} rows; "
-            "its weights are damaged, or its dtype overflows (use bfloat16 or float32)"
-        )
-    return picked, logprobs
+    logprobs = (chosen_B - total_B).tolist()
+    tops = _likeliest(logits_BV, total_B, [sampler.top_logprobs for sampler in samplers])
+    return [Choice(*choice) for choice in zip(picked, logprobs, tops, problems, strict=True)]
+
+
+_NOT_FINITE = (
+    "the model gave logits that are not finite numbers; its weights are damaged, or its dtype overflows (use bfloat16 "
+    "or float32)"
+)
+
+
+def _likeliest(logits_BV: Tensor, total_B: Tensor, counts: Sequence[int]) -> list[tuple[tuple[int, float], ...]]:
+    if not any(counts):
+        return [()] * len(counts)
+    values_BX, ids_BX = logits_BV.topk(min(max(counts), logits_BV.shape[1]), dim=-1)
+    rows = zip(ids_BX.tolist(), (values_BX - total_B[:, None]).tolist(), counts, strict=True)
+    return [tuple(zip(ids[:n], values[:n], strict=True)) for ids, values, n in rows]
 
 
 def penalise(logits_V: Tensor, seen: set[int], penalty: float) -> Tensor:

@@ -6,9 +6,10 @@ belongs to which model (`qvl.engine.pairing`).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, final, get_args
+from typing import Any, Literal, TypedDict, Unpack, final, get_args
 
 import torch
 
@@ -17,7 +18,9 @@ from qvl.checkpoint.hub import resolve
 from qvl.checkpoint.stage import staged_folder
 from qvl.checkpoint.weights import OLD_FILES
 from qvl.engine.api import Reply, Request, Sampling
-from qvl.engine.generate import Engine, Limits
+from qvl.engine.generate import Engine
+from qvl.engine.limits import Limits
+from qvl.engine.live import Live
 from qvl.engine.pairing import PROCESSOR_FILES, check_match, processor_for, save_processor
 from qvl.inputs.processor import Processor, Resize
 from qvl.models.vlm import VisionLanguageModel
@@ -27,6 +30,29 @@ from qvl.text.tokenizer import Tokenizer
 Messages = Sequence[Mapping[str, Any] | Message]
 Dtype = Literal["float32", "bfloat16", "float16"]
 _DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class SamplingOptions(TypedDict, total=False):
+    """What can be asked of a reply besides its length and temperature (`qvl.engine.api.Sampling`)."""
+
+    top_k: int
+    """Only the k most likely tokens; 0 = all."""
+    top_p: float
+    """Of these the fewest that reach this probability; 1 = all."""
+    repetition_penalty: float
+    """1 = none."""
+    seed: int | None
+    """The same seed gives the same sample; None = another each time."""
+    stop: str | Sequence[str]
+    """Text (or texts) that ends the reply."""
+    logprobs: bool
+    """Record `Reply.token_logprobs`."""
+    top_logprobs: int
+    """... with so many alternatives, 0 to 20."""
+    json_schema: str | Mapping[str, Any] | None
+    """The reply must be JSON that fits; {} = any object."""
+    stop_on_repetition: bool
+    """End a reply that repeats itself for ever (the default)."""
 
 
 @final
@@ -55,40 +81,29 @@ class VLM:
         messages: Messages,
         max_new_tokens: int = 128,
         temperature: float = 0.0,
-        *,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        repetition_penalty: float = 1.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
+        **options: Unpack[SamplingOptions],
     ) -> Reply:
         """Answers one conversation.
 
         Args:
             messages: OpenAI-style: `[{"role": "user", "content": [{"type": "image", "image": "cat.jpg"}, ...]}]`.
             temperature: 0 = always the most likely token.
-            stop: text (or texts) that ends the reply.
+            options: see `SamplingOptions`.
 
         Raises:
             ValueError, FileNotFoundError: what cannot be answered, and why.
         """
-        sampling = Sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, _texts(stop))
-        return self.engine.generate([Request(messages, sampling)])[0]
+        return self.engine.generate([Request(messages, _sampling(max_new_tokens, temperature, options))])[0]
 
     def chat_batch(
         self,
         conversations: Sequence[Messages],
         max_new_tokens: int = 128,
         temperature: float = 0.0,
-        *,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        repetition_penalty: float = 1.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
+        **options: Unpack[SamplingOptions],
     ) -> list[Reply]:
         """Answers several conversations together; each gets what it would get alone."""
-        sampling = Sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, _texts(stop))
+        sampling = _sampling(max_new_tokens, temperature, options)
         return self.engine.generate([Request(messages, sampling) for messages in conversations])
 
     def stream(
@@ -96,16 +111,15 @@ class VLM:
         messages: Messages,
         max_new_tokens: int = 128,
         temperature: float = 0.0,
-        *,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        repetition_penalty: float = 1.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
+        **options: Unpack[SamplingOptions],
     ) -> ReplyStream:
         """Text as it is generated: `for piece in vlm.stream(messages): ...`; afterwards `.reply` holds the whole."""
-        sampling = Sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, _texts(stop))
+        sampling = _sampling(max_new_tokens, temperature, options)
         return ReplyStream(self.engine.stream(Request(messages, sampling)))
+
+    def live(self, model_name: str = "qvl", limits: Limits | None = None) -> Live:
+        """An engine in a thread of its own, for many callers at once; with caches of its own. Close it in the end."""
+        return Live(self.model, self.processor, limits or self.engine.limits, model_name)
 
     def save(self, folder: str | Path) -> None:
         """Writes everything into `folder`, so that `load`, transformers and vLLM read it. Whole or not at all.
@@ -168,8 +182,12 @@ def load(
     return VLM(model, processor_for(model.config, folder, resize))
 
 
-def _texts(stop: str | Sequence[str]) -> tuple[str, ...]:
-    return (stop,) if isinstance(stop, str) else tuple(stop)
+def _sampling(max_new_tokens: int, temperature: float, options: SamplingOptions) -> Sampling:
+    given: dict[str, Any] = {**options}
+    stop, schema = options.get("stop", ()), options.get("json_schema")
+    given["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+    given["json_schema"] = json.dumps(schema) if isinstance(schema, Mapping) else schema
+    return Sampling(max_new_tokens, temperature, **given)
 
 
 def _device(name: str) -> torch.device:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from tiny_vlm import SIZES
 
-from qvl.engine.generate import Engine, Limits
+from qvl.engine.generate import Engine
+from qvl.engine.limits import Limits
 from qvl.engine.vlm import VLM
 from qvl.inputs.processor import Processor, ProcessorConfig
 from qvl.models.qwen2_vl.config import TokenIds, with_vocabulary

@@ -10,8 +10,14 @@ import torch
 from tiny_vlm import picture, user
 
 from qvl.batch import Batch
+from qvl.engine import session
 from qvl.engine.api import Request, Sampling
-from qvl.engine.generate import Engine, Limits
+from qvl.engine.generate import Engine
+from qvl.engine.limits import Limits
+from qvl.engine.runner import Runner
+from qvl.engine.sampler import Choice
+from qvl.engine.seeing import looks_in
+from qvl.engine.session import Session
 from qvl.inputs.processor import Processor, ProcessorConfig
 from qvl.models.qwen2_vl.model import Qwen2VL
 
@@ -77,18 +83,17 @@ def test_a_crowd_gets_what_each_would_get_alone(model, processor, limits):
         assert b.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
 
 
-def test_limits_bound_rows_and_prompt_tokens(model, processor, monkeypatch):
-    from qvl.engine.forward import Forward
-
-    prefills, widths = [], []
-    prefill, decode = Forward.prefill, Forward.decode
-    monkeypatch.setattr(Forward, "prefill", lambda s, b, c, r: (prefills.append(b.seq_lens), prefill(s, b, c, r))[1])
-    monkeypatch.setattr(Forward, "decode", lambda s, t, p, c: (widths.append(len(t)), decode(s, t, p, c))[1])
-    Engine(model, processor, Limits(max_rows=3, max_batch_tokens=60)).generate(REQUESTS)
-    assert max(widths) == 3
-    assert all(len(lens) == 1 or sum(lens) <= 60 for lens in prefills)
-    assert any(len(lens) > 1 for lens in prefills)
-    assert sum(map(len, prefills)) == len(REQUESTS)
+def test_limits_bound_rows_tokens_and_patches(model, processor, monkeypatch):
+    steps = []
+    run = Runner.run
+    monkeypatch.setattr(Runner, "run", lambda self, work: (steps.append([p for _, p in work]), run(self, work))[1])
+    Engine(model, processor, Limits(max_rows=3, max_batch_tokens=20, max_batch_patches=100)).generate(REQUESTS)
+    assert max(map(len, steps)) == 3
+    assert max(sum(p.end - p.begin for p in step) for step in steps) == 20
+    for step in steps:
+        looks = {look for p in step for look, _, _ in looks_in(p)}
+        assert len(looks) == 1 or sum(look.patches for look in looks) <= 100
+    assert any({p.end - p.begin for p in step} > {1} for step in steps), "prompts are computed beside decoding"
 
 
 @pytest.mark.parametrize("request_", REQUESTS)
@@ -113,20 +118,26 @@ def test_a_stop_string_ends_the_reply_and_is_left_out(engine):
 
 def test_the_formats_own_token_ends_the_reply(model, processor, tokenizer, monkeypatch):
     """The third token is made the end: it is counted and listed, but not part of the text."""
-    from qvl.engine import generate
-
     end = tokenizer.special("<|im_end|>")
-    choose, calls = generate.choose_tokens, []
+    choose, calls = session.choose_tokens, []
 
     def third_is_end(logits_BV, samplers):
         calls.append(1)
-        picked, logprobs = choose(logits_BV, samplers)
-        return ([end] * len(picked) if len(calls) == 3 else picked), logprobs
+        choices = choose(logits_BV, samplers)
+        return [Choice(end, c.logprob) for c in choices] if len(calls) == 3 else choices
 
-    monkeypatch.setattr(generate, "choose_tokens", third_is_end)
+    monkeypatch.setattr(session, "choose_tokens", third_is_end)
     reply = Engine(model, processor).generate([REQUESTS[0]])[0]
     assert (reply.finish_reason, reply.usage.completion_tokens, reply.token_ids[-1]) == ("stop", 3, end)
     assert reply.text == tokenizer.decode(reply.token_ids[:2])
+
+
+@pytest.mark.parametrize(("stops", "finish", "count"), [(True, "repetition", 128), (False, "length", 200)])
+def test_a_reply_that_goes_round_in_circles_ends(model, processor, monkeypatch, stops, finish, count):
+    monkeypatch.setattr(session, "choose_tokens", lambda logits_BV, samplers: [Choice(65, -1.0)] * len(samplers))
+    request = Request(user("a table"), Sampling(max_new_tokens=200, stop_on_repetition=stops))
+    reply = Engine(model, processor).generate([request])[0]
+    assert (reply.finish_reason, reply.usage.completion_tokens) == (finish, count)
 
 
 def test_usage_adds_up(engine):
@@ -137,7 +148,7 @@ def test_usage_adds_up(engine):
         assert usage.prompt_tokens == len(batch.tokens_T)
         assert usage.vision_tokens == len(batch.vision_rows_M)
         assert usage.completion_tokens == len(reply.token_ids) == len(reply.logprobs)
-        assert set(usage.milliseconds) == {"decode", "resize", "vision", "prefill", "generate"}
+        assert set(usage.milliseconds) == {"queue", "decode", "resize", "vision", "prefill", "generate"}
         assert usage.milliseconds["prefill"] > 0
     assert replies[2].usage.resized_to == ((56, 56), (28, 196))
     assert replies[0].usage.milliseconds["resize"] > 0
@@ -145,30 +156,46 @@ def test_usage_adds_up(engine):
 
 
 def test_cancelled_requests_leave_the_others_alone(model, processor):
-    session = Engine(model, processor, Limits(max_rows=3)).session()
-    keys = [session.add(request) for request in REQUESTS[:5]]
-    session.step()
-    session.cancel(keys[0])  # in a row
-    session.cancel(keys[3])  # waiting
-    session.cancel(99)
-    replies = {}
-    while session.busy:
-        replies |= {e.key: e.reply for e in session.step() if e.reply is not None}
-    assert set(replies) == {keys[1], keys[2], keys[4]}
-    for key, reply in replies.items():
-        assert reply.token_ids == Engine(model, processor).generate([REQUESTS[key]])[0].token_ids
+    running = Session(model, processor, Limits(max_rows=3))
+    answers = [running.prepare(request) for request in REQUESTS[:5]]
+    items: list[list] = [[] for _ in answers]
+    for answer, into in zip(answers, items, strict=True):
+        running.add(answer, into.append)
+    running.step()
+    running.cancel(answers[0])  # in a row
+    running.cancel(answers[3])  # waiting
+    running.cancel(answers[3])
+    held = running.stats()
+    assert (held.running, held.waiting, held.cancelled) == (2, 1, 2)
+    while running.busy:
+        running.step()
+    running.cancel(answers[1])  # finished
+    assert [into[-1].finish_reason == "cancelled" for into in items] == [True, False, False, True, False]
+    for i in (1, 2, 4):
+        assert items[i][-1].token_ids == Engine(model, processor).generate([REQUESTS[i]])[0].token_ids
+    assert running.stats().pages_used == 0
+    assert running.stats().requests == 5
 
 
-def test_one_bad_request_is_an_event_of_its_own(model, processor):
-    session = Engine(model, processor).session()
-    session.add(Request(user(picture(56, 56))))
-    bad = session.add(Request([{"role": "user", "content": [{"type": "image", "image": "nowhere.png"}]}]))
-    good = session.add(REQUESTS[1])
-    events = []
-    while session.busy:
-        events += session.step()
-    assert [e.key for e in events if e.error is not None] == [bad]
-    assert good in [e.key for e in events if e.reply is not None]
+def test_a_bad_request_leaves_nothing_of_its_neighbours_behind(model, processor):
+    engine = Engine(model, processor)
+    bad = Request([{"role": "user", "content": [{"type": "image", "image": "nowhere.png"}]}])
+    with pytest.raises(FileNotFoundError, match=r"request 2: .*nowhere\.png"):
+        engine.generate([REQUESTS[0], REQUESTS[1], bad])
+    stats = engine.stats()
+    assert (stats.running, stats.waiting, stats.pages_used) == (0, 0, 0)
+    assert engine.generate([REQUESTS[1]])[0].finish_reason == "length"
+
+
+def test_a_stream_that_nobody_reads_on_gives_its_pages_back(model, processor):
+    engine = Engine(model, processor)
+    stream = engine.stream(REQUESTS[2])
+    next(stream)
+    assert engine.stats().running == 1
+    other = engine.generate([REQUESTS[1]])[0]
+    assert other.token_ids == Engine(model, processor).generate([REQUESTS[1]])[0].token_ids
+    stream.close()
+    assert (engine.stats().running, engine.stats().pages_used) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -206,8 +233,10 @@ def test_no_requests_no_replies(engine):
 
 
 def test_limits_are_positive():
-    with pytest.raises(ValueError, match="max_rows=0"):
+    with pytest.raises(ValueError, match="at least 1, got max_rows=0"):
         Limits(max_rows=0)
+    with pytest.raises(ValueError, match="at least 0, got max_waiting=-1"):
+        Limits(max_waiting=-1)
 
 
 def test_models_with_one_rope_axis_and_of_other_dtypes_generate(model, tokenizer):

@@ -46,7 +46,7 @@ def test_a_seed_decides_and_neighbours_do_not():
     def draw(others: int) -> list[int]:
         samplers = [Sampler(Sampling(temperature=1.0, seed=7), [])]
         samplers += [Sampler(Sampling(temperature=1.0, seed=i), []) for i in range(others)]
-        return [choose_tokens(LOGITS.expand(1 + others, -1), samplers)[0][0] for _ in range(20)]
+        return [choose_tokens(LOGITS.expand(1 + others, -1), samplers)[0].token_id for _ in range(20)]
 
     assert draw(0) == draw(3)
     assert len(set(draw(0))) > 1
@@ -64,19 +64,43 @@ def test_seeds_differ_and_none_means_another_each_time():
 def test_repetition_penalty_counts_prompt_and_reply():
     sampling = Sampling(repetition_penalty=4.0)
     sampler = Sampler(sampling, [0])
-    picked = [choose_tokens(LOGITS[None] + 1, [sampler])[0][0] for _ in range(3)]  # 3 2 1 0 -1
+    picked = [choose_tokens(LOGITS[None] + 1, [sampler])[0].token_id for _ in range(3)]  # 3 2 1 0 -1
     assert picked == [1, 2, 0]  # 3/4 < 2;  then 2/4 < 1;  then 1/4, so 3/4 is largest
 
 
 def test_logprobs_are_those_of_the_model_itself():
     sampler = Sampler(Sampling(temperature=0.1, top_k=1, repetition_penalty=1.5), [0])
-    (token,), (logprob,) = choose_tokens(LOGITS[None], [sampler])
-    assert logprob == pytest.approx(float(LOGITS.log_softmax(-1)[token]), abs=1e-6)
+    (choice,) = choose_tokens(LOGITS[None], [sampler])
+    assert choice.logprob == pytest.approx(float(LOGITS.log_softmax(-1)[choice.token_id]), abs=1e-6)
 
 
-def test_broken_logits_are_refused():
-    with pytest.raises(ValueError, match="not finite numbers in 1 of 2 rows"):
-        choose_tokens(torch.stack([LOGITS, LOGITS * float("nan")]), [Sampler(Sampling(), [])] * 2)
+def test_alternatives_are_the_likeliest_of_the_model_itself():
+    samplers = [Sampler(Sampling(top_logprobs=n, temperature=0.1), []) for n in (0, 3, 20)]
+    none, three, all_ = choose_tokens(LOGITS.expand(3, -1), samplers)
+    wanted = LOGITS.log_softmax(-1).tolist()
+    assert none.top == ()
+    assert [i for i, _ in three.top] == [0, 1, 2]
+    assert [logprob for _, logprob in all_.top] == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}])
+def test_broken_logits_fail_their_own_row_only(options):
+    rows = torch.stack([LOGITS * float("nan"), LOGITS, LOGITS + float("inf")])
+    choices = choose_tokens(rows, [Sampler(Sampling(seed=0, **options), []) for _ in range(3)])
+    assert ["not finite numbers" in c.problem for c in choices] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_logprobs": 21}, "top_logprobs must be 0 to 20, got 21"),
+        ({"json_schema": "{"}, "json_schema is not JSON"),
+        ({"json_schema": "[]"}, "must be a JSON object .a schema., got list"),
+    ],
+)
+def test_options_are_checked_at_once(options, message):
+    with pytest.raises(ValueError, match=message):
+        Sampling(**options)
 
 
 @pytest.mark.parametrize("stop", ["abc", ("",), (3,)])

@@ -12,6 +12,8 @@ import torch
 from tiny_vlm import picture, user
 
 import qvl
+from qvl.engine import session
+from qvl.engine.sampler import Choice
 from qvl.engine.vlm import VLM
 from qvl.inputs.processor import Processor, ProcessorConfig
 from qvl.media.resize import Geometry, PixelBudget
@@ -73,11 +75,9 @@ def test_public_surface(vlm):
 
 def test_boxes_of_a_reply_are_pixels_of_the_picture_as_given(vlm, tokenizer, monkeypatch):
     """The model is made to say a box; the picture is 60 x 120 and is seen as 56 x 112."""
-    from qvl.engine import generate
-
     said = [*tokenizer.encode(ref("circle") + box((250, 500, 750, 999)), markup=True), tokenizer.special("<|im_end|>")]
     script = iter(said)
-    monkeypatch.setattr(generate, "choose_tokens", lambda logits_BV, samplers: ([next(script)], [0.0]))
+    monkeypatch.setattr(session, "choose_tokens", lambda logits_BV, samplers: [Choice(next(script), 0.0)])
     reply = vlm.chat(MESSAGES)
     assert reply.text == "<|object_ref_start|>circle<|object_ref_end|><|box_start|>(250,500),(750,999)<|box_end|>"
     assert [(b.label, b.xyxy, b.image) for b in reply.boxes] == [("circle", (30, 30, 90, 60), 0)]

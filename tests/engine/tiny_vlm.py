@@ -20,10 +20,19 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def user(*parts: object) -> list[dict]:
-    """One user turn; arrays are pictures, strings are text."""
-    return [
-        {
-            "role": "user",
-            "content": [{"type": "image", "image": p} if isinstance(p, np.ndarray) else str(p) for p in parts],
-        }
-    ]
+    """One user turn; arrays are pictures, lists of arrays clips, strings text."""
+    return [{"role": "user", "content": [_part(p) for p in parts]}]
+
+
+def _part(part: object) -> dict | str:
+    if isinstance(part, np.ndarray):
+        return {"type": "image", "image": part}
+    if isinstance(part, list):
+        height, width, _ = part[0].shape
+        return {"type": "video", "video": part, "resized_height": height, "resized_width": width}
+    return str(part)
+
+
+def clip(frames: int, height: int, width: int, seed: int = 0) -> list[np.ndarray]:
+    """Frames of noise."""
+    return [picture(height, width, 100 * seed + i) for i in range(frames)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from parity.handmade_qwen_vl import batch_from_ids, square_patches
+from parity.paged_rows import Held, PagedRows
 from qvl.batch import IGNORE, Batch
 from qvl.checkpoint.folder import load_model
-from qvl.engine.forward import Forward
 from qvl.layers.attention import PackedContext
 from qvl.models.qwen_vl.positions import sine_table
 from qvl.models.vlm import VisionLanguageModel
@@ -122,12 +123,11 @@ def test_greedy_tokens(case: int, model: VisionLanguageModel, expected: dict[str
     """With the cache, and by computing everything again for every token."""
     wanted = expected[f"greedy_no_cache/{case}"].tolist()
     batch = prompt(case, expected)
-    forward = Forward(model)
-    cache = forward.new_cache()
-    tokens = [int(forward.prefill(batch, cache, [cache.add_row()])[0].argmax())]
+    rows, held = PagedRows(model), Held(batch.seq_lens[0])
+    tokens = [int(model(batch, rows.context(batch, [held]), rows=batch.last_rows).argmax())]
     while len(tokens) < len(wanted):
-        position = int(batch.seq_lens[0]) + len(tokens) - 1
-        tokens.append(int(forward.decode(tokens[-1:], [position], cache).argmax()))
+        step = replace(batch_from_ids([tokens[-1:]], []), positions_RT=torch.tensor([[held.tokens]]))
+        tokens.append(int(model(step, rows.context(step, [held])).argmax()))
     assert tokens == wanted
     again: list[int] = []
     for _ in wanted[:4]:

@@ -61,7 +61,7 @@ class Task(ABC):
         Raises:
             ValueError: a sample whose last turn is not the assistant's, named.
         """
-        sampling = Sampling(max_new_tokens=self.max_new_tokens)
+        sampling = Sampling(max_new_tokens=self.max_new_tokens, stop_on_repetition=False)
         return [Request(asked(sample), sampling, chat_format) for sample in samples]
 
     @abstractmethod

@@ -1,0 +1,98 @@
+"""JSON that fits a schema: which tokens may come next.
+
+Knows: schemas, the bytes of every token, llguidance, which follows the grammar. Does not know: models, requests.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from typing import final
+
+import numpy as np
+import torch
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from torch import Tensor
+
+from qvl.text.tokenizer import Tokenizer
+
+_OPTIONS = {"whitespace_pattern": r"\n?[ ]{0,12}"}
+"""Between JSON's parts: indented or on one line, but no endless white space."""
+
+
+@final
+class _Vocabulary:
+    """What llguidance reads of a tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int]) -> None:
+        self.eos_token_id = stop_ids[0]
+        self.bos_token_id = None
+        self.tokens = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
+        self.special_token_ids = list(tokenizer.specials.values())
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        return self._tokenizer.encode(text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
+
+
+@final
+class Grammars:
+    """Makes grammars over one vocabulary, whose table is built when the first is asked for."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._built: dict[tuple[int, ...], LLTokenizer] = {}
+        self._lock = threading.Lock()
+
+    def json(self, schema: str, stop_ids: tuple[int, ...]) -> Grammar:
+        """The grammar of JSON texts that fit `schema`, each ended by one of `stop_ids`.
+
+        Raises:
+            ValueError: no schema, or one that says something that cannot be followed.
+        """
+        vocabulary = self._vocabulary(stop_ids)
+        anything = json.loads(schema) == {}
+        wanted = '{"type": "object"}' if anything else schema
+        grammar = LLMatcher.grammar_from_json_schema(wanted, overrides=_OPTIONS)
+        if problem := LLMatcher.validate_grammar(grammar, vocabulary):
+            raise ValueError(f"json_schema cannot be followed: {problem.strip().splitlines()[-1]}")
+        return Grammar(LLMatcher(vocabulary, grammar))
+
+    def _vocabulary(self, stop_ids: tuple[int, ...]) -> LLTokenizer:
+        with self._lock:
+            if stop_ids not in self._built:
+                wrapper = TokenizerWrapper(_Vocabulary(self._tokenizer, stop_ids))
+                slices = LLTokenizer.json_slices()
+                self._built[stop_ids] = LLTokenizer(wrapper, eos_token=list(stop_ids), slices=slices)
+            return self._built[stop_ids]
+
+
+@final
+class Grammar:
+    """Follows one reply."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self._matcher = matcher
+
+    @property
+    def complete(self) -> bool:
+        """Nothing but the end may follow."""
+        return self._matcher.is_stopped()
+
+    def allowed(self, size: int) -> Tensor:
+        """bool [size] on the CPU: the ids that may come next; ids past the vocabulary never may.
+
+        Raises:
+            ValueError: the grammar became too large to be followed.
+        """
+        bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), np.uint8), bitorder="little")
+        if self._matcher.is_error():
+            raise ValueError(f"json_schema can be followed no further: {self._matcher.get_error()}")
+        allowed_V = np.zeros(size, bool)
+        allowed_V[: min(size, len(bits))] = bits[:size]
+        return torch.from_numpy(allowed_V)
+
+    def push(self, token_id: int) -> None:
+        """Tells the grammar that an allowed token was chosen."""
+        self._matcher.consume_token(token_id)
