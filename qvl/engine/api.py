@@ -5,9 +5,11 @@ Knows: what can be asked and what comes back. Does not know: models, tensors, pi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
+
+MAX_TOP_LOGPROBS = 20
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,13 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     """Texts that end the reply; they are left out of it."""
+    logprobs: bool = False
+    """Record `Reply.token_logprobs`."""
+    top_logprobs: int = 0
+    """0 to 20 alternatives recorded beside each token."""
+    json_schema: str | None = None
+    """The reply must be JSON that fits this schema (JSON text; "{}" = any JSON object)."""
+    stop_on_repetition: bool = True
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -36,6 +45,8 @@ class Sampling:
             raise ValueError(f"repetition_penalty must be > 0 (1 = off), got {self.repetition_penalty}")
         if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
             raise ValueError(f"stop must be a tuple of non-empty strings, got {self.stop!r}")
+        if not 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS:
+            raise ValueError(f"top_logprobs must be from 0 to {MAX_TOP_LOGPROBS}, got {self.top_logprobs}")
 
 
 @dataclass(frozen=True)
@@ -65,9 +76,31 @@ class Usage:
     resized_to: tuple[tuple[int, int], ...] = ()
     """(height, width) in pixels that each picture or video was resized to."""
     cache_hits: int = 0
+    """Pictures whose vision vectors were there already."""
+    cached_tokens: int = 0
+    """Prompt tokens taken from the prefix cache."""
     milliseconds: dict[str, float] = field(default_factory=dict)
-    """Per phase: decode (of the file), resize (and cutting into patches), vision, prefill, generate. Requests that went
+    """Per phase: queue, decode (of the file), resize (and cutting into patches), vision, prefill, generate. Requests that went
     through a phase together each report the whole of it."""
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    token_id: int
+    data: bytes
+    """The token's own bytes."""
+    logprob: float
+    """Natural log under the model's own distribution."""
+    top: tuple[tuple[int, bytes, float], ...] = ()
+    """The most likely tokens (id, bytes, logprob), most likely first."""
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A streamed piece; its text never splits a character."""
+
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,11 +109,15 @@ class Reply:
     """What a person reads: without special tokens, grounding marks included."""
     token_ids: tuple[int, ...]
     """Everything that was generated, the token that ended the reply included."""
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "repetition", "cancelled"]
     boxes: tuple[Box, ...]
     usage: Usage
     logprobs: tuple[float, ...] = ()
     """Natural log-probability of each of `token_ids` under the model's own distribution (temperature 1, no filter)."""
+    token_logprobs: tuple[TokenLogprob, ...] = ()
+    """The same with bytes and alternatives, if `Sampling.logprobs` or `top_logprobs` asked for it."""
+    problem: str = ""
+    """Why a reply failed after it was admitted; empty = it did not."""
 
 
 class Generator(Protocol):
@@ -88,4 +125,58 @@ class Generator(Protocol):
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply per request, in order."""
+        ...
+
+
+class QueueFull(Exception):
+    """Too many requests wait; ask again later."""
+
+
+class Ticket(Protocol):
+    """One request under way."""
+
+    def __iter__(self) -> Iterator[Delta | Reply]:
+        """Blocks between pieces; the last item is the reply."""
+        ...
+
+    def cancel(self) -> None:
+        """Ends it at once (`finish_reason` "cancelled"); nothing happens if it is finished."""
+        ...
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """What runs now, and sums since the start."""
+
+    running: int
+    waiting: int
+    pages_used: int
+    pages_total: int
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    vision_tokens: int
+    prefix_hits: int
+    vision_hits: int
+    preemptions: int
+    cancelled: int
+
+
+class LiveEngine(Protocol):
+    """Answers requests as they come, many at a time, in a thread of its own."""
+
+    model_name: str
+
+    def submit(self, request: Request) -> Ticket:
+        """
+        Raises:
+            ValueError: it can never be answered; the message names the number to change.
+            QueueFull: too many wait.
+        """
+        ...
+
+    def stats(self) -> EngineStats: ...
+
+    def close(self, *, drain_s: float) -> None:
+        """Takes nothing new, finishes what runs within `drain_s` seconds, then stops."""
         ...
