@@ -11,13 +11,13 @@ from starlette.responses import Response
 
 from qvl.serve.errors import ApiError
 
-_FILES = {
-    "index.html": "text/html; charset=utf-8",
-    "app.js": "text/javascript; charset=utf-8",
-    "view.js": "text/javascript; charset=utf-8",
-    "style.css": "text/css; charset=utf-8",
-    "icon.svg": "image/svg+xml",
+_TYPES = {
+    "html": "text/html; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "svg": "image/svg+xml",
 }
+_NAMES = ("index.html", "style.css", "icon.svg", "app.js", "view.js", "marks.js", "server.js", "snippets.js", "store.js")
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data: blob:; "
@@ -34,6 +34,7 @@ def page_response(name: str) -> Response:
     Raises:
         ApiError: there is no such file.
     """
-    if name not in _FILES:
+    if name not in _NAMES:
         raise ApiError(f"there is no {name[:100]!r} here", status=404)
-    return Response((files("qvl.serve") / "page" / name).read_bytes(), headers=_HEADERS, media_type=_FILES[name])
+    content = (files("qvl.serve") / "page" / name).read_bytes()
+    return Response(content, headers=_HEADERS, media_type=_TYPES[name.rpartition(".")[2]])
