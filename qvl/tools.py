@@ -108,7 +108,13 @@ def run_tools(
             talk.append({"role": "assistant", "content": said})
             return Talk(talk, tuple(replies))
         ids = [f"call_{len(replies)}_{number}" for number in range(len(calls))]
-        talk.append({"role": "assistant", "content": said, "tool_calls": [_written(c, i) for c, i in zip(calls, ids, strict=True)]})
+        talk.append(
+            {
+                "role": "assistant",
+                "content": said,
+                "tool_calls": [_written(c, i) for c, i in zip(calls, ids, strict=True)],
+            }
+        )
         for call, call_id in zip(calls, ids, strict=True):
             talk.append({"role": "tool", "tool_call_id": call_id, "content": _parts(_run(call, by_name))})
     raise ValueError(f"the model still calls tools after {max_rounds} replies; allow more with max_rounds")
@@ -162,4 +168,6 @@ def _schema(hint: Any, where: str) -> dict[str, Any]:
         return {"type": "array"} | ({"items": _schema(get_args(hint)[0], where)} if get_args(hint) else {})
     if (get_origin(hint) or hint) in _JSON_TYPES:
         return {"type": _JSON_TYPES[get_origin(hint) or hint]}
-    raise ValueError(f"{where} has type {hint}, which JSON does not know; use str, int, float, bool, list, dict or Literal")
+    raise ValueError(
+        f"{where} has type {hint}, which JSON does not know; use str, int, float, bool, list, dict or Literal"
+    )

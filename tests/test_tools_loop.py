@@ -26,9 +26,7 @@ class Script:
         return [Reply(self.says.pop(0), (), "stop", (), Usage(1, 0, 1)) for _ in requests]
 
 
-def crop(
-    x1: Annotated[int, "left edge, pixels"], y1: int, x2: int, y2: int, zoom: Literal[1, 2] | None = None
-) -> Any:
+def crop(x1: Annotated[int, "left edge, pixels"], y1: int, x2: int, y2: int, zoom: Literal[1, 2] | None = None) -> Any:
     """Cuts a part
     out of the picture.
 
@@ -40,7 +38,9 @@ def crop(
 
 
 def asked() -> list[dict]:
-    return [{"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "Read the sign."}]}]
+    return [
+        {"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "Read the sign."}]}
+    ]
 
 
 def test_a_signature_becomes_a_schema():
@@ -89,7 +89,10 @@ def test_the_model_looks_closer_and_answers():
         ("paint\n✿ARGS✿: {}", "error: there is no tool 'paint'; there are: crop"),
         ('crop\n✿ARGS✿: {"x1": 1', "error: the arguments are not JSON"),
         ("crop\n✿ARGS✿: [1]", "error: the arguments must be a JSON object"),
-        ('crop\n✿ARGS✿: {"x1": 1, "y1": 1, "x2": 2, "z": 0}', "error: unknown arguments ['z'], missing arguments ['y2']"),
+        (
+            'crop\n✿ARGS✿: {"x1": 1, "y1": 1, "x2": 2, "z": 0}',
+            "error: unknown arguments ['z'], missing arguments ['y2']",
+        ),
         ('crop\n✿ARGS✿: {"x1": 9, "y1": 9, "x2": 1, "y2": 1}', "error: the part is empty"),
     ],
 )

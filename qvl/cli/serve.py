@@ -87,9 +87,11 @@ def _run(
     dtype: Literal["float32", "bfloat16", "float16"],
 ) -> None:
     try:
-        from qvl.serve.server import listen, make_server
+        from qvl.serve.server import listen, make_server, run
     except ImportError as error:
-        raise ValueError(f"serving needs the package {error.name}; install it with: pip install 'qvl[serve]'") from error
+        raise ValueError(
+            f"serving needs the package {error.name}; install it with: pip install 'qvl[serve]'"
+        ) from error
     import qvl
     from qvl.engine.serial import SerialEngine
     from qvl.runtime import console
@@ -107,7 +109,7 @@ def _run(
         notes.print(f"{engine.model_name} answers at http://{shown}:{port}/v1; a page to try it: http://{shown}:{port}")
         if config.host not in ("127.0.0.1", "localhost", "::1") and not config.api_keys:
             notes.print("Anybody who reaches this address can use it: --api-key-file asks for keys.", style="yellow")
-        server.run(sockets=[sock])
+        run(server, sock)
     finally:
         sock.close()
 

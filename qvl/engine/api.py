@@ -80,8 +80,8 @@ class Usage:
     cached_tokens: int = 0
     """Prompt tokens taken from the prefix cache."""
     milliseconds: dict[str, float] = field(default_factory=dict)
-    """Per phase: queue, decode (of the file), resize (and cutting into patches), vision, prefill, generate. Requests that went
-    through a phase together each report the whole of it."""
+    """Per phase: queue, decode (of the file), resize (and cutting into patches), vision, prefill, generate. Requests
+    that went through a phase together each report the whole of it."""
 
 
 @dataclass(frozen=True)

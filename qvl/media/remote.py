@@ -71,9 +71,9 @@ def is_public(address: str) -> bool:
     multicast, reserved, and no IPv6 address that hides an IPv4 one which is."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
+        if ip in _NAT64:  # how an IPv6-only network writes an IPv4 address
+            return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
         hidden = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
-        if not hidden and ip in _NAT64:
-            hidden = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if hidden and not is_public(str(hidden)):
             return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
@@ -178,7 +178,9 @@ class _PinnedConnection(http.client.HTTPConnection):
     def connect(self) -> None:
         plain = self._plain = socket.create_connection((self._address, self.port), self.timeout)
         try:
-            self.sock = ssl.create_default_context().wrap_socket(plain, server_hostname=self.host) if self._tls else plain
+            self.sock = (
+                ssl.create_default_context().wrap_socket(plain, server_hostname=self.host) if self._tls else plain
+            )
             self._plain = self.sock
         except BaseException:
             plain.close()

@@ -58,7 +58,9 @@ def create_app(engine: LiveEngine, config: ServeConfig | None = None) -> FastAPI
 
     @app.get("/metrics")
     def metrics_text() -> Response:
-        return PlainTextResponse(metrics.text(engine.stats(), uploads.used_bytes), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(
+            metrics.text(engine.stats(), uploads.used_bytes), media_type="text/plain; version=0.0.4"
+        )
 
     @app.get("/")
     def page() -> Response:
@@ -156,5 +158,3 @@ async def _invalid_body(_: Request, error: Exception) -> Response:
 
 async def _own_error(_: Request, error: Exception) -> Response:
     return JSONResponse(error_body(500, f"the server failed: {type(error).__name__}; its log says more"), 500)
-
-

@@ -158,7 +158,9 @@ def _json_schema(body: ChatRequest, calls: bool) -> str | None:
     if wanted is None or wanted.type == "text":
         return None
     if calls:
-        raise ApiError("response_format cannot go together with tools; set tool_choice to none", param="response_format")
+        raise ApiError(
+            "response_format cannot go together with tools; set tool_choice to none", param="response_format"
+        )
     if wanted.type == "json_object":
         return "{}"
     if wanted.json_schema is None:

@@ -98,7 +98,9 @@ class Gate:
             return
         host = _host(headers.get("host", ""))
         if self._config.host in _LOOPBACK and host not in _LOOPBACK:
-            raise ApiError(f"host {host!r} is not this machine; use 127.0.0.1, or start the server with a key", status=403)
+            raise ApiError(
+                f"host {host!r} is not this machine; use 127.0.0.1, or start the server with a key", status=403
+            )
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != headers.get("host"):
             raise ApiError(f"pages of {origin} may not use this server; start it with a key", status=403)
@@ -177,7 +179,8 @@ class _Body:
                 message = await self._receive()
         except TimeoutError:
             raise ApiError(
-                f"the request's body was not there within {self._limits.body_s:g} s ({self._got:,} bytes came)", status=408
+                f"the request's body was not there within {self._limits.body_s:g} s ({self._got:,} bytes came)",
+                status=408,
             ) from None
         self._got += len(message.get("body", b""))
         self._whole = not message.get("more_body", False)

@@ -17,7 +17,17 @@ _TYPES = {
     "css": "text/css; charset=utf-8",
     "svg": "image/svg+xml",
 }
-_NAMES = ("index.html", "style.css", "icon.svg", "app.js", "view.js", "marks.js", "server.js", "snippets.js", "store.js")
+_NAMES = (
+    "index.html",
+    "style.css",
+    "icon.svg",
+    "app.js",
+    "view.js",
+    "marks.js",
+    "server.js",
+    "snippets.js",
+    "store.js",
+)
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data: blob:; "

@@ -52,7 +52,9 @@ class Relay:
         for ticket in self._tickets:
             ticket.cancel()
 
-    async def items(self, receive: Callable[[], Awaitable[Any]], limit_s: float) -> AsyncIterator[tuple[int, Delta | Reply]]:
+    async def items(
+        self, receive: Callable[[], Awaitable[Any]], limit_s: float
+    ) -> AsyncIterator[tuple[int, Delta | Reply]]:
         """
         Args:
             receive: the ASGI channel, its body read: what still comes is the client's going away.

@@ -6,6 +6,7 @@ Knows: connections that never say anything, SIGTERM. Does not know: paths, reque
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 from typing import Any, final
 
@@ -20,7 +21,7 @@ _MAX_CONNECTIONS = 1000
 
 
 def make_server(engine: LiveEngine, config: ServeConfig) -> uvicorn.Server:
-    """A server that is not listening yet: `run()` it, or `run(sockets=[...])`.
+    """A server that is not listening yet; `run` it.
 
     On SIGTERM or Ctrl-C it takes no new connection, lets requests under way finish for `config.drain_s` seconds,
     cancels the rest, and closes the engine.
@@ -59,6 +60,19 @@ def listen(config: ServeConfig) -> socket.socket:
         sock.close()
         raise OSError(f"cannot listen on {config.host}:{config.port}: {error}; choose another --port") from error
     return sock
+
+
+def run(server: uvicorn.Server, sock: socket.socket) -> None:
+    """Serves in the main thread until told to stop, and returns when that is done.
+
+    Raises:
+        KeyboardInterrupt: it was told by Ctrl-C.
+    """
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # uvicorn raises the signal once more at its end
+    try:
+        server.run(sockets=[sock])
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _PatientProtocol(H11Protocol):

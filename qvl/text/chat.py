@@ -36,8 +36,8 @@ class ChatFormat(ABC):
 
         Args:
             messages: from `parse_messages`.
-            generation_prompt: end with the opening of an assistant turn; a last message that is `partial` is that opening,
-                and the reply goes on from its words.
+            generation_prompt: end with the opening of an assistant turn; a last message that is `partial` is that
+                opening, and the reply goes on from its words.
             number_pictures: write `Picture N: ` before picture N and `Video N: ` before clip N, counted
                 through the whole conversation (the template's `add_vision_id`); Qwen-VL also has a line break
                 behind each (`from_list_format`). None = as the model learned, `numbers_pictures`.

@@ -28,8 +28,8 @@ STOP_WORDS = (RESULT, RETURN)
 
 _HEAD = "# Tools\n\n## You have access to the following tools:\n\n"
 _ONE_AT_A_TIME = f"""\
-## When you need to call a tool, please insert the following command in your reply, which can be called zero or multiple \
-times according to your needs:
+## When you need to call a tool, please insert the following command in your reply, which can be called zero or \
+multiple times according to your needs:
 
 {FUNCTION}: The tool to use, should be one of [%s]
 {ARGS}: The input of the tool
@@ -102,7 +102,7 @@ def with_tools(
         ValueError: a result without its call, a call without a result before the conversation goes on, an unknown
             choice.
     """
-    turns = _fold(_in_order(messages))
+    turns = _fold(list(_in_order(messages)))
     opening = RETURN if turns and turns[-1]["role"] == "assistant" and messages[-1].get("role") == "tool" else ""
     if opening:
         turns[-1] |= {"content": [*turns[-1]["content"][:-1], _text(f"\n{RETURN}")], "partial": True}
@@ -179,7 +179,9 @@ def _read_call(call: Any, where: str) -> tuple[str, str, str]:
     arguments = function.get("arguments", "{}") if isinstance(function, Mapping) else None
     key = call.get("id") if isinstance(call, Mapping) else None
     if not (isinstance(name, str) and name and isinstance(arguments, str) and isinstance(key, str)):
-        raise ValueError(f"{where} must be {{'id', 'type': 'function', 'function': {{'name', 'arguments': JSON text}}}}")
+        raise ValueError(
+            f"{where} must be {{'id', 'type': 'function', 'function': {{'name', 'arguments': JSON text}}}}"
+        )
     return name, arguments, key
 
 

@@ -55,7 +55,7 @@ def boxes_svg(boxes: Sequence[Drawn], hw: tuple[int, int], picture: str = "", al
 
 
 def boxes_png(picture: Image.Image, boxes: Sequence[Drawn], longest: int) -> bytes:
-    """The picture, at most `longest` pixels long, with boxes and labels painted on it, for where SVG cannot be shown."""
+    """The picture, at most `longest` pixels long, with boxes and labels painted on it: for where SVG has no place."""
     scale = min(1.0, longest / max(picture.size))
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     small = picture.convert("RGB").resize(size)

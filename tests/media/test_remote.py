@@ -16,8 +16,9 @@ from qvl.media.remote import RemotePolicy, fetch, is_public
 @pytest.mark.parametrize(
     "address",
     [
-        *("127.0.0.1", "127.8.8.8", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "0.0.0.0", "100.64.0.1"),
-        *("224.0.0.1", "255.255.255.255", "192.0.0.1", "240.0.0.1", "::", "::1", "fe80::1", "fe80::1%eth0", "fc00::1"),
+        *("127.0.0.1", "127.8.8.8", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "0.0.0.0"),
+        *("100.64.0.1", "224.0.0.1", "255.255.255.255", "192.0.0.1", "240.0.0.1"),
+        *("::", "::1", "fe80::1", "fe80::1%eth0", "fc00::1"),
         *("::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::7f00:1", "2002:7f00:1::", "ff02::1", "::7f00:1"),
     ],
 )  # fmt: skip
@@ -25,7 +26,9 @@ def test_private_addresses_in_every_disguise(address):
     assert not is_public(address)
 
 
-@pytest.mark.parametrize("address", ["93.184.216.34", "8.8.8.8", "2606:2800:220:1:248:1893:25c8:1946", "64:ff9b::808:808"])
+@pytest.mark.parametrize(
+    "address", ["93.184.216.34", "8.8.8.8", "2606:2800:220:1:248:1893:25c8:1946", "64:ff9b::808:808"]
+)
 def test_public_addresses(address):
     assert is_public(address)
 
@@ -145,7 +148,7 @@ def test_large_slow_broken_and_missing_files(web):
     assert time.monotonic() - started < 2
     with pytest.raises(ValueError, match="status 404"):
         fetch(f"{base}/missing", ANY, resolve=here)
-    with pytest.raises(ValueError, match="ended 1 bytes early|cannot fetch"):
+    with pytest.raises(ValueError, match=r"ended 1 bytes early|cannot fetch"):
         fetch(f"{base}/short", ANY, resolve=here)
 
 

@@ -81,7 +81,9 @@ class CannedTicket:
                 break
             piece = text[at : at + 4]
             said += piece
-            token = TokenLogprob(at, piece.encode(), -0.5, ((at, piece.encode(), -0.5), (1, b"\xff", -1.5))[: sampling.top_logprobs])
+            token = TokenLogprob(
+                at, piece.encode(), -0.5, ((at, piece.encode(), -0.5), (1, b"\xff", -1.5))[: sampling.top_logprobs]
+            )
             tokens.append(token)
             yield Delta(piece, (token,) if sampling.logprobs else ())
         self._over = True

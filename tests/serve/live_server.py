@@ -32,10 +32,10 @@ class Live:
     def post(self, body: object, **kwargs: object) -> httpx2.Response:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", **kwargs.pop("headers", {})}
-        return httpx2.post(f"{self.url}/v1/chat/completions", content=content, headers=headers, timeout=20, **kwargs)
+        return httpx2.post(f"{self.url}/v1/chat/completions", content=content, headers=headers, timeout=60, **kwargs)
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def serving(engine: LiveEngine, config: ServeConfig | None = None) -> Iterator[L
     server = make_server(engine, config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not server.started and time.monotonic() < deadline:
         time.sleep(0.005)
     assert server.started
@@ -53,7 +53,7 @@ def serving(engine: LiveEngine, config: ServeConfig | None = None) -> Iterator[L
         yield Live(sock.getsockname()[1])
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)
         sock.close()
         assert not thread.is_alive()
 

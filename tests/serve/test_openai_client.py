@@ -157,7 +157,10 @@ def test_tools_both_ways(client, engine):
     choice = reply.choices[0]
     assert (choice.finish_reason, choice.message.content) == ("tool_calls", "Closer.")
     calls = choice.message.tool_calls
-    assert [(c.function.name, json.loads(c.function.arguments)) for c in calls] == [("crop", {"x": 1}), ("crop", {"x": 2})]
+    assert [(c.function.name, json.loads(c.function.arguments)) for c in calls] == [
+        ("crop", {"x": 1}),
+        ("crop", {"x": 2}),
+    ]
     assert "# Tools\n\n## You have access to the following tools:" in words(engine.asked[-1])
     assert "✿RESULT✿" in engine.asked[-1].sampling.stop
     # The client sends back the message as it came, and a picture as result.

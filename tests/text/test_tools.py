@@ -126,7 +126,8 @@ def test_calls_and_results_have_to_match(talk, message):
     ("text", "said", "calls"),
     [
         ("Just words. ✿", "Just words. ✿", []),
-        ("Let me see.\n✿FUNCTION✿: crop\n✿ARGS✿: {\"t\": \"a } b\\\" \"}\n", "Let me see.", [("crop", '{"t": "a } b\\" "}')]),
+        ('Let me see.\n✿FUNCTION✿: crop\n✿ARGS✿: {"t": "a } b\\" "}\n', "Let me see.",
+         [("crop", '{"t": "a } b\\" "}')]),
         ('✿FUNCTION✿: a\n✿ARGS✿: {"x": [1, {"y": 2}]} <!-- why -->\n✿FUNCTION✿: b\n✿ARGS✿: {}', "",
          [("a", '{"x": [1, {"y": 2}]}'), ("b", "{}")]),
         ("✿FUNCTION✿: home screen\n✿ARGS✿: None\n", "", [("home screen", "None")]),
@@ -171,7 +172,7 @@ def test_one_call_at_a_time():
 
 
 def test_a_call_written_and_read_again_is_the_same():
-    arguments = json.dumps({"text": "✿ {\"", "n": [1, {"a": None}]}, ensure_ascii=False)
+    arguments = json.dumps({"text": '✿ {"', "n": [1, {"a": None}]}, ensure_ascii=False)
     asked = {"role": "assistant", "tool_calls": [call("a", "crop", arguments)]}
     turn = with_tools([user("Q"), asked, result("a", "r")], [CROP]).messages[-1]
     assert read_calls(flat(turn).partition(f"\n{RESULT}")[0]) == ("", [ToolCall("crop", arguments)])

@@ -79,7 +79,9 @@ export class ExchangeView {
       const name = piece.label || "here";
       if (!own.length) return document.createTextNode(name);
       const numbers = own.map((box) => box.n);
-      const button = node("button", { type: "button", class: "ref", "data-n": numbers.join(" "), title: own.map((box) => box.pixels.join(", ")).join("; "), onclick: () => this.pick(numbers) }, name);
+      // Not a <button>: that would be a block in the line, and punctuation after it could fall onto the next line.
+      const pressed = (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); this.pick(numbers); } };
+      const button = node("span", { role: "button", tabindex: 0, class: "ref", "data-n": numbers.join(" "), title: own.map((box) => box.pixels.join(", ")).join("; "), onclick: () => this.pick(numbers), onkeydown: pressed }, name);
       button.style.setProperty("--c", own[0].colour);
       return button;
     });
@@ -148,7 +150,7 @@ export class ExchangeView {
     const ms = usage.milliseconds ?? {};
     const seconds = Object.values(ms).reduce((sum, value) => sum + value, 0) / 1000;
     const cut = { length: "cut at the longest reply", repetition: "stopped: it went round in circles", time_limit: "out of time" }[this.exchange.finish];
-    const summary = [cut, `${usage.prompt_tokens} + ${usage.completion_tokens} tokens`, seconds ? `${seconds.toFixed(1)} s` : null].filter(Boolean).join(" · ");
+    const summary = [cut, `${usage.prompt_tokens} tokens in, ${usage.completion_tokens} out`, seconds ? `${seconds.toFixed(1)} s` : null].filter(Boolean).join(" · ");
     const rows = [["of them vision", usage.vision_tokens], ["from the cache", usage.prompt_tokens_details?.cached_tokens], ["pictures known already", usage.cache_hits], ...(usage.resized_to ?? []).map(([h, w], i) => [`picture ${i + 1} seen at`, `${w} × ${h}`]), ...Object.entries(ms).map(([phase, value]) => [phase, `${Math.round(value)} ms`])];
     this.cost.replaceChildren(node("summary", {}, summary), node("dl", {}, ...rows.filter(([, value]) => value !== undefined).flatMap(([name, value]) => [node("dt", {}, name), node("dd", {}, String(value))])));
     this.cost.hidden = false;
