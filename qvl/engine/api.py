@@ -5,11 +5,16 @@ Knows: what can be asked and what comes back. Does not know: models, tensors, pi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 MAX_TOP_LOGPROBS = 20
+
+FinishReason = Literal["stop", "length", "repetition", "cancelled"]
+"""stop: the model's own end or a stop string; length: `max_new_tokens`; repetition: it went round in circles;
+cancelled: somebody called it off, or it failed (`Reply.problem` says why)."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +32,15 @@ class Sampling:
     logprobs: bool = False
     """Record `Reply.token_logprobs`."""
     top_logprobs: int = 0
-    """0 to 20 alternatives recorded beside each token."""
+    """0 .. 20 alternatives recorded beside each token; more than 0 implies `logprobs`."""
     json_schema: str | None = None
     """The reply must be JSON that fits this schema (JSON text; "{}" = any JSON object)."""
     stop_on_repetition: bool = True
+    """End a reply that repeats itself for ever. Off where replies are scored."""
+
+    @property
+    def records_logprobs(self) -> bool:
+        return self.logprobs or self.top_logprobs > 0
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -46,7 +56,18 @@ class Sampling:
         if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
             raise ValueError(f"stop must be a tuple of non-empty strings, got {self.stop!r}")
         if not 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS:
-            raise ValueError(f"top_logprobs must be from 0 to {MAX_TOP_LOGPROBS}, got {self.top_logprobs}")
+            raise ValueError(f"top_logprobs must be 0 to {MAX_TOP_LOGPROBS}, got {self.top_logprobs}")
+        if self.json_schema is not None:
+            _check_schema(self.json_schema)
+
+
+def _check_schema(text: str) -> None:
+    try:
+        schema = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"json_schema is not JSON: {error}") from None
+    if not isinstance(schema, dict):
+        raise ValueError(f"json_schema must be a JSON object (a schema), got {type(schema).__name__}")
 
 
 @dataclass(frozen=True)
@@ -76,9 +97,9 @@ class Usage:
     resized_to: tuple[tuple[int, int], ...] = ()
     """(height, width) in pixels that each picture or video was resized to."""
     cache_hits: int = 0
-    """Pictures whose vision vectors were there already."""
+    """Pictures and clips that cost no vision time: their vectors, or what follows from them, were still there."""
     cached_tokens: int = 0
-    """Prompt tokens taken from the prefix cache."""
+    """Prompt tokens whose keys and values were still there from an earlier request."""
     milliseconds: dict[str, float] = field(default_factory=dict)
     """Per phase: queue, decode (of the file), resize (and cutting into patches), vision, prefill, generate. Requests
     that went through a phase together each report the whole of it."""
@@ -86,21 +107,25 @@ class Usage:
 
 @dataclass(frozen=True)
 class TokenLogprob:
+    """A generated token, how likely the model found it, and what it would rather have said."""
+
     token_id: int
     data: bytes
-    """The token's own bytes."""
+    """The token's own bytes; a character may be spread over several tokens."""
     logprob: float
-    """Natural log under the model's own distribution."""
+    """Natural log under the model's own distribution (temperature 1, no filter)."""
     top: tuple[tuple[int, bytes, float], ...] = ()
-    """The most likely tokens (id, bytes, logprob), most likely first."""
+    """(id, bytes, logprob) of the likeliest tokens, most likely first."""
 
 
 @dataclass(frozen=True)
 class Delta:
-    """A streamed piece; its text never splits a character."""
+    """A streamed piece."""
 
     text: str
+    """Never part of a character, nor of a stop string; may be empty where only `logprobs` are left to tell."""
     logprobs: tuple[TokenLogprob, ...] = ()
+    """Of the tokens since the last piece; every generated token is in one piece."""
 
 
 @dataclass(frozen=True)
@@ -109,15 +134,15 @@ class Reply:
     """What a person reads: without special tokens, grounding marks included."""
     token_ids: tuple[int, ...]
     """Everything that was generated, the token that ended the reply included."""
-    finish_reason: Literal["stop", "length", "repetition", "cancelled"]
+    finish_reason: FinishReason
     boxes: tuple[Box, ...]
     usage: Usage
     logprobs: tuple[float, ...] = ()
     """Natural log-probability of each of `token_ids` under the model's own distribution (temperature 1, no filter)."""
     token_logprobs: tuple[TokenLogprob, ...] = ()
-    """The same with bytes and alternatives, if `Sampling.logprobs` or `top_logprobs` asked for it."""
+    """The same with bytes and alternatives, if `Sampling` asked for it; one per id, the ending token included."""
     problem: str = ""
-    """Why a reply failed after it was admitted; empty = it did not."""
+    """Why the reply failed on the way; empty = fine."""
 
 
 class Generator(Protocol):
@@ -129,54 +154,59 @@ class Generator(Protocol):
 
 
 class QueueFull(Exception):
-    """Too many requests wait; ask again later."""
+    """Too many requests wait already: try again later."""
 
 
 class Ticket(Protocol):
-    """One request under way."""
+    """One request under way. Each piece is handed out once."""
 
     def __iter__(self) -> Iterator[Delta | Reply]:
-        """Blocks between pieces; the last item is the reply."""
+        """Blocks until the next piece; the last item is the `Reply`, whatever happened."""
         ...
 
     def cancel(self) -> None:
-        """Ends it at once (`finish_reason` "cancelled"); nothing happens if it is finished."""
+        """Idempotent. Its memory is freed before the next step; the iterator ends with `finish_reason="cancelled"`."""
         ...
 
 
 @dataclass(frozen=True)
 class EngineStats:
-    """What runs now, and sums since the start."""
+    """Gauges of this moment, then counters since the start."""
 
     running: int
     waiting: int
     pages_used: int
+    """Pages of the key/value cache that running requests hold."""
     pages_total: int
     requests: int
+    """Replies given, cancelled ones included."""
     prompt_tokens: int
     completion_tokens: int
     vision_tokens: int
     prefix_hits: int
+    """Requests that found the beginning of their prompt in the cache."""
     vision_hits: int
+    """Pictures and clips that cost no vision time."""
     preemptions: int
+    """Times a request gave up its pages to an older one, to be computed again."""
     cancelled: int
 
 
 class LiveEngine(Protocol):
-    """Answers requests as they come, many at a time, in a thread of its own."""
+    """Answers requests from many threads at once, in a thread of its own."""
 
     model_name: str
 
     def submit(self, request: Request) -> Ticket:
         """
         Raises:
-            ValueError: it can never be answered; the message names the number to change.
-            QueueFull: too many wait.
+            ValueError, FileNotFoundError: it can never be answered; the message names the number to change.
+            QueueFull: too many wait, or the engine is closed.
         """
         ...
 
     def stats(self) -> EngineStats: ...
 
     def close(self, *, drain_s: float) -> None:
-        """Takes nothing new, finishes what runs within `drain_s` seconds, then stops."""
+        """Takes no new requests, finishes what runs for at most `drain_s` seconds, then stops."""
         ...

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import final
 
+from qvl.engine.answer import Answer
 from qvl.engine.api import Delta, EngineStats, QueueFull, Reply, Request, Ticket, Usage
 from qvl.engine.generate import Engine
 
@@ -32,7 +33,7 @@ class SerialEngine:
     def submit(self, request: Request) -> Ticket:
         """
         Raises:
-            ValueError: it asks for what this engine cannot do.
+            ValueError, FileNotFoundError: it can never be answered, or asks for what this engine cannot do.
             QueueFull: too many wait.
         """
         sampling = request.sampling
@@ -40,6 +41,8 @@ class SerialEngine:
             raise ValueError("replies in a given JSON form are not supported by this engine; leave response_format out")
         if sampling.logprobs or sampling.top_logprobs:
             raise ValueError("logprobs are not supported by this engine; leave them out")
+        # Prepared once more when its turn comes: what is wrong with it is said now, and a queue holds no pictures.
+        Answer(0, request, self._engine.processor, self._engine.model.config.max_positions)
         with self._lock:
             if self._closed or self._waiting >= self._max_waiting:
                 raise QueueFull("the engine is closed" if self._closed else f"{self._waiting} requests wait already")

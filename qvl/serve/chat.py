@@ -71,7 +71,7 @@ class ChatEndpoint:
             raise ApiError(
                 str(error) or "too many requests wait; try again later", status=503, code="queue_full", retry_after_s=2
             ) from error
-        except ValueError as error:
+        except (ValueError, FileNotFoundError) as error:
             raise ApiError(str(error)) from error
 
     async def _timed(
@@ -105,7 +105,7 @@ class _Answer:
         if not isinstance(item, Reply):
             return
         if item.problem:
-            raise ApiError(item.problem, code="not_answered")
+            raise ApiError(item.problem, status=500, code="not_answered")
         if item.finish_reason == "cancelled" and self._relay.why == "time_limit" and not item.token_ids:
             raise ApiError("the request waited too long for its turn; try again later", status=503, retry_after_s=5)
 

@@ -20,11 +20,10 @@ from qvl.text.tool_calls import CallBegins, CallReader, Piece, Said
 class Choice:
     """One choice in the making: gives out its deltas, and keeps the message they add up to."""
 
-    def __init__(self, index: int, question: Question, why_cancelled: str = "") -> None:
+    def __init__(self, index: int, question: Question) -> None:
         self._index = index
         self._reader = CallReader(question.opening, max_calls=question.max_calls) if question.tools else None
         self._taken = ""
-        self._logprobs: list[dict[str, Any]] = []
         self._message: dict[str, Any] = {"role": "assistant", "content": None}
         self.reply: Reply | None = None
         self.finish_reason = ""
@@ -32,21 +31,16 @@ class Choice:
     def push(self, item: Delta) -> list[dict[str, Any]]:
         """Choices of chunks: `{"index", "delta", "logprobs", "finish_reason"}`."""
         self._taken += item.text
-        logprobs = [_logprob(token) for token in item.logprobs]
-        self._logprobs += logprobs
-        deltas = self._deltas(item.text)
-        chunks = [self._chunk(delta) for delta in deltas]
-        if logprobs:
+        chunks = [self._chunk(delta) for delta in self._deltas(item.text)]
+        if item.logprobs:
             chunks = chunks or [self._chunk({})]
-            chunks[0]["logprobs"] = {"content": logprobs, "refusal": None}
+            chunks[0]["logprobs"] = _logprobs(item.logprobs)
         return chunks
 
     def finish(self, reply: Reply, why_cancelled: str) -> list[dict[str, Any]]:
         """The last chunks; the very last has the reason, the boxes and where they lie."""
         self.reply = reply
         deltas = self._deltas(reply.text.removeprefix(self._taken) if reply.text != self._taken else "", last=True)
-        if not self._logprobs and reply.token_logprobs:
-            self._logprobs = [_logprob(token) for token in reply.token_logprobs]
         boxes = [{"label": box.label, "xyxy": list(box.xyxy), "image": box.image} for box in reply.boxes]
         self._message["boxes"] = boxes
         self.finish_reason = _finish_reason(reply, "tool_calls" in self._message)
@@ -63,7 +57,7 @@ class Choice:
         return {
             "index": self._index,
             "message": self._message | {"refusal": None},
-            "logprobs": {"content": self._logprobs, "refusal": None} if self._logprobs else None,
+            "logprobs": _logprobs(self.reply.token_logprobs) if self.reply.token_logprobs else None,
             "finish_reason": self.finish_reason,
             "stop_reason": why_cancelled if cancelled else self.reply.finish_reason,
         }
@@ -97,6 +91,10 @@ def _finish_reason(reply: Reply, called: bool) -> str:
     if reply.finish_reason == "stop":
         return "tool_calls" if called else "stop"
     return "length"
+
+
+def _logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    return {"content": [_logprob(token) for token in tokens], "refusal": None}
 
 
 def _logprob(token: TokenLogprob) -> dict[str, Any]:

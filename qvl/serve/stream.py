@@ -13,7 +13,7 @@ from typing import Any, final
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from qvl.serve.errors import error_body
+from qvl.serve.errors import ApiError, error_body
 
 
 @final
@@ -40,6 +40,8 @@ class EventStream(Response):
                     await write(_event(event))
             except TimeoutError:
                 raise
+            except ApiError as error:
+                await write(_event(error_body(error.status_code, error.detail, error.param, error.code)))
             except Exception as error:
                 await write(_event(error_body(500, f"the reply broke off: {error or type(error).__name__}")))
             await write(b"data: [DONE]\n\n")
