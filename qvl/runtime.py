@@ -13,6 +13,7 @@ import random
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -50,6 +51,14 @@ def console() -> Console:
 def debug_wanted() -> bool:
     """`QVL_DEBUG=1`: show where an error comes from instead of one line."""
     return os.environ.get("QVL_DEBUG", "") not in ("", "0")
+
+
+def terminal_pictures() -> Literal["kitty", "iterm"] | None:
+    """The protocol by which this terminal shows pictures; None = it does not, as far as one can tell."""
+    program = os.environ.get("TERM_PROGRAM", "").lower()
+    if os.environ.get("KITTY_WINDOW_ID") or os.environ.get("TERM", "") == "xterm-kitty" or program == "ghostty":
+        return "kitty"
+    return "iterm" if program in ("iterm.app", "wezterm") else None
 
 
 def set_up_logging(level: int = logging.INFO) -> None:

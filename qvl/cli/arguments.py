@@ -29,8 +29,9 @@ class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
 def parse(name: str, example: str, function: Callable[..., Any], given: Sequence[str]) -> dict[str, Any] | None:
     """The keyword arguments that `given` asks for, typed by the function's annotations; None after printing help.
 
-    Parameters without a default are given by place if they are positional, else as options. `image_size` is
-    `--image-size`; an option that takes a list of texts can be repeated.
+    Keyword-only parameters are options, `image_size` is `--image-size`; the others are given by place, and those with
+    a default can be left out. An option that takes a list of texts can be
+    repeated.
 
     Raises:
         ValueError: an unknown or missing option, or a value of the wrong type.
@@ -74,12 +75,14 @@ def _parser(name: str, example: str, function: Callable[..., Any]) -> ArgumentPa
         about: dict[str, Any] = {"help": helps.get(parameter.name, "").replace("%", "%%")}
         if kind == list[str]:
             parser.add_argument(option, action="append", default=[], metavar="KEY=VALUE", **about)
+        elif parameter.kind is not parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
+            parser.add_argument(parameter.name, type=kind, **about)
+        elif parameter.kind is not parameter.KEYWORD_ONLY:
+            parser.add_argument(parameter.name, type=kind, nargs="?", default=parameter.default, **about)
         elif parameter.default is not parameter.empty:
             parser.add_argument(option, type=kind, default=parameter.default, **about)
-        elif parameter.kind is parameter.KEYWORD_ONLY:
-            parser.add_argument(option, type=kind, required=True, **about)
         else:
-            parser.add_argument(parameter.name, type=kind, **about)
+            parser.add_argument(option, type=kind, required=True, **about)
     return parser
 
 

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final
 
 from rich.console import Console
 
+from qvl.cli.drawing import draw, drawn_png
+from qvl.cli.terminal import Protocol, picture_escape
 from qvl.runtime import console as notes_console
+from qvl.runtime import terminal_pictures
 from qvl.text.family import ANY_MARKUP, Kind, Mark
 
 if TYPE_CHECKING:
@@ -31,8 +35,9 @@ _STYLES: dict[Kind, str] = {"ref": "bold cyan", "box": "dim", "quad": "dim"}
 
 
 def chat(
-    model: str = "runs/demo/model",
     question: str | None = None,
+    *,
+    model: str = "runs/demo/model",
     image: str | list[str] | None = None,
     video: str | list[str] | None = None,
     max_new_tokens: int = 256,
@@ -42,14 +47,16 @@ def chat(
     device: str = "cpu",
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     boxes_folder: str | None = None,
+    inline: Literal["auto", "kitty", "iterm", "off"] = "auto",
 ) -> None:
     """Talk with a model about pictures and clips; with a question: one answer, then the end.
 
-    Places that the model names are drawn over the picture, in a file whose name is printed.
+    Places that the model names are drawn over the picture: in a file whose name is printed, and in the terminal if it
+    can show pictures.
 
     Args:
+        question: ask this and leave (- reads it from standard input); without it a conversation begins
         model: model folder, or a hub id such as Qwen/Qwen2-VL-2B-Instruct
-        question: ask this and leave; without it a conversation begins
         image: picture for the first question (several: '[a.jpg, b.jpg]')
         video: clip for the first question (several: '[a.mp4, b.mp4]')
         max_new_tokens: longest reply, in tokens
@@ -59,7 +66,10 @@ def chat(
         device: cpu, cuda, cuda:1, ...
         dtype: number format of the weights
         boxes_folder: where drawn boxes go; by default a folder "chat" beside the model
+        inline: how the terminal is sent pictures with boxes; auto = as it says of itself
     """
+    if question == "-":
+        question = sys.stdin.read()
     if question is not None and not question.strip():
         raise ValueError("the question is empty; leave it out to begin a conversation")
     from qvl.engine.vlm import load
@@ -68,12 +78,14 @@ def chat(
     with notes.status(f"loading {model} ..."):
         vlm = load(model, device=device, dtype=dtype)
     beside = Path(model).resolve().parent if Path(model).is_dir() else Path.cwd()
+    protocol = terminal_pictures() if inline == "auto" else None if inline == "off" else inline
     talk = Conversation(
         vlm,
         {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed},
         Path(boxes_folder) if boxes_folder else beside / "chat",
         Console(highlight=False),
         notes,
+        protocol if notes.is_terminal or inline != "auto" else None,
     )
     for kind, paths in (("image", image), ("video", video)):
         for path in [paths] if isinstance(paths, str) else paths or ():
@@ -88,13 +100,23 @@ def chat(
 class Conversation:
     """What was said so far, and the pictures that go with the next question."""
 
-    def __init__(self, vlm: VLM, sampling: dict[str, Any], boxes_folder: Path, out: Console, notes: Console) -> None:
-        """`out` gets the replies, `notes` everything else, so that replies can be piped."""
+    def __init__(
+        self,
+        vlm: VLM,
+        sampling: dict[str, Any],
+        boxes_folder: Path,
+        out: Console,
+        notes: Console,
+        pictures: Protocol | None = None,
+    ) -> None:
+        """`out` gets the replies, `notes` everything else, so that replies can be piped; `pictures` is how `notes` can
+        be sent pictures."""
         self._vlm = vlm
         self._sampling = sampling
         self._boxes_folder = boxes_folder
         self._out = out
         self._notes = notes
+        self._pictures_as = pictures
         self._raw = vlm.processor.config.chat_format == "raw"
         self._messages: list[dict[str, Any]] = []
         self._pending: list[dict[str, Any]] = []
@@ -209,6 +231,12 @@ class Conversation:
                 self._note(f"  {_printable(box.label) or 'box'}: {box.xyxy} in picture {index + 1}")
             if media[index]["type"] == "image":
                 self._note(f"  drawn: {draw(media[index]['image'], boxes, self._boxes_folder)}")
+                self._show_inline(media[index]["image"], boxes)
+
+    def _show_inline(self, picture: Any, boxes: list[Box]) -> None:
+        if self._pictures_as is not None:
+            self._notes.file.write(picture_escape(drawn_png(picture, boxes), self._pictures_as) + "\n")
+            self._notes.file.flush()
 
     def _note(self, text: str) -> None:
         self._notes.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
@@ -233,24 +261,3 @@ class _Printer:
 def _printable(text: str) -> str:
     """Without control characters: a model's words must not steer the terminal."""
     return "".join(c for c in text if c.isprintable() or c in "\n\t")
-
-
-def draw(picture: Any, boxes: Sequence[Box], folder: Path) -> Path:
-    """Writes the picture with boxes over it as the next free `boxes-001.svg` in `folder` (opens in any browser)."""
-    import base64
-    import io
-
-    from qvl.media.image import open_image
-    from qvl.viz.boxes import Drawn, boxes_svg
-
-    upright = open_image(picture)
-    encoded = io.BytesIO()
-    upright.save(encoded, format="PNG")
-    uri = "data:image/png;base64," + base64.b64encode(encoded.getvalue()).decode()
-    svg = boxes_svg([Drawn(box.xyxy, "predicted", box.label) for box in boxes], (upright.height, upright.width), uri)
-    folder.mkdir(parents=True, exist_ok=True)
-    taken = {file.name for file in folder.glob("boxes-*.svg")}
-    number = next(n for n in range(1, len(taken) + 2) if f"boxes-{n:03d}.svg" not in taken)
-    file = folder / f"boxes-{number:03d}.svg"
-    file.write_text(svg, encoding="utf-8")
-    return file

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from qvl.models.qwen2_vl.config import Qwen2VLConfig
 
 
-def inspect(model: str, image_size: str = "1024x768") -> None:
+def inspect(model: str, *, image_size: str = "1024x768") -> None:
     """Prints what a model is made of and what a picture costs it. No weights are read.
 
     Args:

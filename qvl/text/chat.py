@@ -36,7 +36,8 @@ class ChatFormat(ABC):
 
         Args:
             messages: from `parse_messages`.
-            generation_prompt: end with the opening of an assistant turn.
+            generation_prompt: end with the opening of an assistant turn; a last message that is `partial` is that
+                opening, and the reply goes on from its words.
             number_pictures: write `Picture N: ` before picture N and `Video N: ` before clip N, counted
                 through the whole conversation (the template's `add_vision_id`); Qwen-VL also has a line break
                 behind each (`from_list_format`). None = as the model learned, `numbers_pictures`.
@@ -82,7 +83,8 @@ class ChatML(ChatFormat):
     ) -> list[Chunk]:
         _require_messages(messages)
         out = ChunkWriter(self._tokenizer, self.numbers_pictures if number_pictures is None else number_pictures)
-        for message in _with_system(messages):
+        closed, going_on = _split_open_turn(_with_system(messages), generation_prompt)
+        for message in closed:
             target = message.role == "assistant"
             out.control(self._start, supervised=False)
             out.text(f"{message.role}\n", supervised=False)
@@ -93,6 +95,8 @@ class ChatML(ChatFormat):
         if generation_prompt:
             out.control(self._start, supervised=False)
             out.text("assistant\n", supervised=False)
+        if going_on:
+            out.parts(going_on, supervised=False)
         return out.finish()
 
 
@@ -131,7 +135,8 @@ class QwenVLChatML(ChatFormat):
     ) -> list[Chunk]:
         _require_messages(messages)
         out = ChunkWriter(self._tokenizer, self.numbers_pictures if number_pictures is None else number_pictures)
-        for message in _with_system(messages):
+        closed, going_on = _split_open_turn(_with_system(messages), generation_prompt)
+        for message in closed:
             self._open(out, message.role)
             out.parts(message, supervised=message.role == "assistant")
             out.control(self._end, supervised=True)
@@ -139,6 +144,8 @@ class QwenVLChatML(ChatFormat):
             out.end_of_message(message)
         if generation_prompt:
             self._open(out, "assistant")
+        if going_on:
+            out.parts(going_on, supervised=False)
         return out.finish()
 
     def _open(self, out: ChunkWriter, role: str) -> None:
@@ -172,12 +179,15 @@ class Raw(ChatFormat):
     ) -> list[Chunk]:
         _require_messages(messages)
         out = ChunkWriter(self._tokenizer, self.numbers_pictures if number_pictures is None else number_pictures)
-        for message in messages:
+        closed, going_on = _split_open_turn(messages, generation_prompt)
+        for message in closed:
             target = message.role == "assistant"
             out.parts(message, supervised=target)
             if target:
                 out.control(self._end, supervised=True)
             out.end_of_message(message)
+        if going_on:
+            out.parts(going_on, supervised=False)
         return out.finish()
 
 
@@ -196,6 +206,15 @@ def chat_format(name: Literal["chatml", "raw"], tokenizer: Tokenizer) -> ChatFor
 
 def _with_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     return messages if messages[0].role == "system" else (Message("system", (Text(DEFAULT_SYSTEM),)), *messages)
+
+
+def _split_open_turn(
+    messages: tuple[Message, ...], generation_prompt: bool
+) -> tuple[tuple[Message, ...], Message | None]:
+    """The turns that are closed, and the last one if the reply is to go on from it."""
+    if generation_prompt and messages[-1].partial:
+        return messages[:-1], messages[-1]
+    return messages, None
 
 
 def _require_messages(messages: tuple[Message, ...]) -> None:

@@ -68,10 +68,12 @@ Part = Text | Image | Video | WordPicture
 class Message:
     role: Role
     parts: tuple[Part, ...]
+    partial: bool = False
+    """The assistant's last message is only begun: the reply goes on from it."""
 
 
 def parse_messages(messages: Sequence[Mapping[str, Any] | Message]) -> tuple[Message, ...]:
-    """Parses `[{"role": ..., "content": str | [part, ...]}, ...]`.
+    """Parses `[{"role": ..., "content": str | [part, ...]}, ...]`; the last may be `"partial": True`.
 
     Parts: `{"type": "text", "text": str}`, `{"type": "image", "image": source, **budget}`,
     `{"type": "video", "video": source, **budget}`, and the OpenAI spellings
@@ -85,7 +87,11 @@ def parse_messages(messages: Sequence[Mapping[str, Any] | Message]) -> tuple[Mes
         raise ValueError(f"messages must be a list of {{'role', 'content'}} objects, not {type(messages).__name__}")
     if not messages:
         raise ValueError("a conversation needs at least one message, got an empty list")
-    return tuple(m if isinstance(m, Message) else _parse_message(m, i) for i, m in enumerate(messages))
+    parsed = tuple(m if isinstance(m, Message) else _parse_message(m, i) for i, m in enumerate(messages))
+    for index, message in enumerate(parsed):
+        if message.partial and (message.role != "assistant" or index != len(parsed) - 1):
+            raise ValueError(f"message {index} is partial; only the last message may be, and only the assistant's")
+    return parsed
 
 
 def _parse_message(message: Mapping[str, Any], index: int) -> Message:
@@ -95,15 +101,18 @@ def _parse_message(message: Mapping[str, Any], index: int) -> Message:
     role: Any = message.get("role")
     if role not in get_args(Role):
         raise ValueError(f"{where} has role {role!r}; allowed: {', '.join(get_args(Role))}")
-    unknown = set(message) - {"role", "content"}
+    unknown = set(message) - {"role", "content", "partial"}
     if unknown:
-        raise ValueError(f"{where} has unknown keys {sorted(unknown)}; allowed: role, content")
+        raise ValueError(f"{where} has unknown keys {sorted(unknown)}; allowed: role, content, partial")
+    partial = message.get("partial", False)
+    if not isinstance(partial, bool):
+        raise ValueError(f"{where}: partial must be true or false, got {partial!r}")
     content = message.get("content")
     if isinstance(content, str):
-        return Message(role, (Text(content),))
+        return Message(role, (Text(content),), partial)
     if isinstance(content, Mapping) or not isinstance(content, Sequence):
         raise ValueError(f"{where}: content must be a string or a list of parts, not {type(content).__name__}")
-    return Message(role, tuple(_parse_part(p, f"{where}, part {j}") for j, p in enumerate(content)))
+    return Message(role, tuple(_parse_part(p, f"{where}, part {j}") for j, p in enumerate(content)), partial)
 
 
 def _parse_part(part: Any, where: str) -> Part:

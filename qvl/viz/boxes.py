@@ -9,10 +9,13 @@ any screen and keeps the picture itself untouched.
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from PIL import Image, ImageDraw
 
 from qvl.viz.svg import escape, number
 
@@ -49,6 +52,25 @@ def boxes_svg(boxes: Sequence[Drawn], hw: tuple[int, int], picture: str = "", al
         parts.append(f'<image href="{escape(picture)}" width="{width}" height="{height}"/>')
     parts += [_box(box, hw) for box in boxes]
     return "".join([*parts, "</svg>"])
+
+
+def boxes_png(picture: Image.Image, boxes: Sequence[Drawn], longest: int) -> bytes:
+    """The picture, at most `longest` pixels long, with boxes and labels painted on it: for where SVG has no place."""
+    scale = min(1.0, longest / max(picture.size))
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    small = picture.convert("RGB").resize(size)
+    brush = ImageDraw.Draw(small)
+    for box in boxes:
+        x1, y1, x2, y2 = (round(v * scale) for v in box.xyxy)
+        corners = (x1, y1, max(x1, x2), max(y1, y2))
+        brush.rectangle(corners, outline="#000000", width=4)
+        brush.rectangle(corners, outline=_COLOURS[box.kind], width=2)
+        if box.label:
+            place = (x1 + 4, y1 - 14 if y1 >= 16 else y1 + 4)
+            brush.text(place, box.label, fill=_COLOURS[box.kind], stroke_width=2, stroke_fill="#000000")
+    encoded = io.BytesIO()
+    small.save(encoded, format="PNG")
+    return encoded.getvalue()
 
 
 def _box(box: Drawn, hw: tuple[int, int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
@@ -13,8 +14,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from qvl.cli.arguments import parse
 from qvl.cli.chat import Conversation, chat
+from qvl.cli.terminal import picture_escape
 from qvl.engine.api import Box, Reply, Usage
+from qvl.runtime import terminal_pictures
 from qvl.text.grounding import box, ref
 
 CAT = f"{ref('the cat')}{box((0, 0, 500, 500))} sleeps.\x1b[31m"
@@ -178,13 +182,65 @@ def test_one_question_is_answered_on_standard_output(tmp_path, cat, monkeypatch,
     model = Canned(boxes=(Box("", (0, 0, 30, 20)),))
     monkeypatch.setattr(vlm, "load", lambda *a, **k: model)
     (tmp_path / "run/model").mkdir(parents=True)
-    chat(str(tmp_path / "run/model"), "where?", image=[str(cat), str(cat)], max_new_tokens=7)
+    chat("where?", model=str(tmp_path / "run/model"), image=[str(cat), str(cat)], max_new_tokens=7)
     out, notes = capsys.readouterr()
     assert out == CAT.replace("\x1b", "") + "\n"
     assert "box: (0, 0, 30, 20)" in notes
     assert (tmp_path / "run/chat/boxes-001.svg").is_file()
     assert [p["type"] for p in model.asked[0][0]["content"]] == ["image", "image", "text"]
     with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
-        chat("m", "where?", image="nowhere.png")
+        chat("where?", model="m", image="nowhere.png")
     with pytest.raises(ValueError, match="question is empty"):
-        chat("m", " ")
+        chat(" ", model="m")
+    monkeypatch.setattr("sys.stdin", io.StringIO("and\nthis?"))
+    chat("-", model="m")
+    assert model.asked[-1][0]["content"] == [{"type": "text", "text": "and\nthis?"}]
+
+
+def test_the_question_is_given_by_place():
+    options = parse("chat", "", chat, ["Where is it?", "--image", "cat.jpg"])
+    assert options is not None
+    assert (options["question"], options["image"], options["model"]) == ("Where is it?", "cat.jpg", "runs/demo/model")
+    options = parse("chat", "", chat, [])
+    assert options is not None
+    assert options["question"] is None
+
+
+@pytest.mark.parametrize("protocol", ["kitty", "iterm"])
+def test_pictures_with_boxes_are_shown_in_terminals_that_can(tmp_path, cat, protocol):
+    out, notes = io.StringIO(), io.StringIO()
+    consoles = [Console(file=f, width=60, highlight=False) for f in (out, notes)]
+    model = Canned(boxes=(Box("the cat", (5, 5, 30, 20), 0),))
+    talk = Conversation(model, {"max_new_tokens": 5}, tmp_path / "chat", *consoles, protocol)
+    talk.show("image", str(cat))
+    talk.ask("where?")
+    pattern = r"\x1b_Ga=T,f=100,m=0;(.*?)\x1b\\" if protocol == "kitty" else r"\x1b\]1337;File=inline=1;.*?:(.*?)\x07"
+    (payload,) = re.findall(pattern, notes.getvalue())
+    shown = Image.open(io.BytesIO(base64.b64decode(payload)))
+    assert shown.size == (60, 40)
+    assert shown.getpixel((6, 15)) != (0, 0, 0)  # the box's line
+
+
+def test_large_pictures_travel_in_chunks():
+    text = picture_escape(bytes(range(256)) * 40, "kitty")
+    parts = re.findall(r"\x1b_G(.*?);(.*?)\x1b\\", text)
+    assert [head for head, _ in parts] == ["a=T,f=100,m=1", "m=1", "m=1", "m=0"]
+    assert base64.b64decode("".join(payload for _, payload in parts)) == bytes(range(256)) * 40
+
+
+@pytest.mark.parametrize(
+    ("environment", "protocol"),
+    [
+        ({"KITTY_WINDOW_ID": "1"}, "kitty"),
+        ({"TERM": "xterm-kitty"}, "kitty"),
+        ({"TERM_PROGRAM": "iTerm.app"}, "iterm"),
+        ({"TERM_PROGRAM": "WezTerm"}, "iterm"),
+        ({"TERM": "xterm-256color"}, None),
+    ],
+)
+def test_terminals_say_what_they_can(environment, protocol, monkeypatch):
+    for name in ("KITTY_WINDOW_ID", "TERM", "TERM_PROGRAM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert terminal_pictures() == protocol

@@ -1,0 +1,80 @@
+"""Everything that can be set about a server.
+
+Knows: the options and their bounds. Does not know: how they are carried out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qvl.media.remote import RemotePolicy
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request, one key and one slow client may cost."""
+
+    body_bytes: int = 64 * MIB
+    upload_bytes: int = 64 * MIB
+    """One uploaded file."""
+    uploads_total_bytes: int = 512 * MIB
+    """All uploads together; the oldest go first."""
+    upload_keep_s: float = 3600.0
+    messages: int = 1000
+    media: int = 64
+    """Pictures and clips in one request."""
+    source_pixels: int = 64_000_000
+    """Of one picture or frame as stored, read from its header."""
+    choices: int = 8
+    """`n` of a request."""
+    requests_per_minute: int = 0
+    """Of one key; 0 = any number."""
+    concurrent: int = 0
+    """Requests of one key under way at once; 0 = any number."""
+    header_s: float = 10.0
+    """A connection that has sent no whole request head by then is closed."""
+    body_s: float = 60.0
+    request_s: float = 600.0
+    """From the whole body to the end of the reply; what there is by then is the reply."""
+    write_s: float = 60.0
+    """A client that takes nothing of a stream for so long is let go."""
+
+    def __post_init__(self) -> None:
+        for name in ("body_bytes", "upload_bytes", "messages", "media", "source_pixels", "choices", "request_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"limit {name} must be positive, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0 = any free one."""
+    api_keys: tuple[str, ...] = ()
+    """Bearer keys; without any, nobody is asked for one."""
+    default_max_tokens: int = 256
+    """Where a request says nothing."""
+    default_temperature: float = 0.0
+    allowed_local_path: Path | None = None
+    """A folder whose files may be named in requests."""
+    remote: RemotePolicy = field(default_factory=RemotePolicy)
+    """Addresses that may be fetched; by default none."""
+    limits: Limits = field(default_factory=Limits)
+    drain_s: float = 30.0
+    """After SIGTERM: how long requests under way may take to finish."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port must be from 0 (any free one) to 65535, got {self.port}")
+        if any(not key or not key.isascii() or not key.isprintable() or " " in key for key in self.api_keys):
+            raise ValueError("an API key must be printable ASCII without blanks, and not empty")
+        if self.default_max_tokens < 1 or self.default_temperature < 0:
+            raise ValueError(
+                f"defaults must be max_tokens >= 1 and temperature >= 0, got {self.default_max_tokens} and "
+                f"{self.default_temperature}"
+            )
+        if self.allowed_local_path is not None and not self.allowed_local_path.is_dir():
+            raise ValueError(f"allowed_local_path {self.allowed_local_path} is not a folder")

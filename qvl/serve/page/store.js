@@ -1,0 +1,32 @@
+// What this browser remembers: settings and conversations, in localStorage.
+// Knows: keys, and that space runs out. Does not know: the page, the server.
+
+const SETTINGS = "qvl.settings", TALKS = "qvl.conversations", THEME = "qvl.theme";
+
+export const DEFAULTS = { system: "", max_tokens: "", temperature: "", top_p: "", seed: "", max_pixels: "", key: "" };
+
+function read(key, otherwise) {
+  try { return JSON.parse(localStorage.getItem(key)) ?? otherwise; } catch { return otherwise; }
+}
+
+export const settings = () => ({ ...DEFAULTS, ...read(SETTINGS, {}) });
+export const saveSettings = (values) => localStorage.setItem(SETTINGS, JSON.stringify(values));
+export const theme = () => read(THEME, "");
+export const saveTheme = (name) => localStorage.setItem(THEME, JSON.stringify(name));
+
+/** Newest first. */
+export const conversations = () => read(TALKS, []);
+
+/** Puts a conversation first. Where space runs out, the oldest ones go. */
+export function remember(talk) {
+  const media = (m) => ({ id: m.id, name: m.name, type: m.type, preview: m.preview, width: m.width, height: m.height, fileId: m.fileId });
+  const plain = { ...talk, exchanges: talk.exchanges.map((e) => ({ ...e, media: e.media.map(media) })) };
+  const all = [plain, ...conversations().filter((other) => other.id !== talk.id)];
+  while (all.length) {
+    try { localStorage.setItem(TALKS, JSON.stringify(all)); return; } catch { all.pop(); }
+  }
+}
+
+export function forget(id) {
+  localStorage.setItem(TALKS, JSON.stringify(id === undefined ? [] : conversations().filter((talk) => talk.id !== id)));
+}
