@@ -83,14 +83,24 @@ def save_model(
     """
     kind = family_of(model)
     dtype = dtype or model.embed.weight.dtype
-    config = config_json(model.config, dtype)
-    generation = generation or GenerationDefaults.of(model.config.ids)
     tensors = list(_to_store(model, kind, dtype))
     total = sum(tensor.bytes for tensor in tensors)
     with staged_folder(Path(path), replaces=OLD_FILES, needs_bytes=total) as stage:
-        (stage / "config.json").write_text(dump(config), encoding="utf-8")
-        (stage / GENERATION_FILE).write_text(dump(generation_json(generation)), encoding="utf-8")
+        write_settings(model, stage, dtype, generation)
         write_weights(stage, tensors, max_shard_bytes)
+
+
+def write_settings(
+    model: VisionLanguageModel, folder: Path, dtype: torch.dtype, generation: GenerationDefaults | None = None
+) -> None:
+    """Writes what a model folder holds besides weights: config.json and generation_config.json (None = greedy).
+
+    Raises:
+        ValueError: the format cannot express the configuration (`config_json`).
+    """
+    generation = generation or GenerationDefaults.of(model.config.ids)
+    (folder / "config.json").write_text(dump(config_json(model.config, dtype)), encoding="utf-8")
+    (folder / GENERATION_FILE).write_text(dump(generation_json(generation)), encoding="utf-8")
 
 
 def _to_store(model: nn.Module, kind: Family, dtype: torch.dtype) -> Iterator[Stored]:

@@ -17,6 +17,12 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import docstring_parser
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
+_OPTIONAL = re.compile(
+    r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: - (.*?) - [Ee]xpected "
+    r"(?:a )?(?:<class ')?NoneType.*"
+)
+"""How the library says that a value that may be left out is wrong: only what is wrong with it is wanted."""
+
 
 class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
     """Keeps the lines of the example, says types in plain words and leaves out defaults that say nothing."""
@@ -47,13 +53,14 @@ def parse(name: str, example: str, function: Callable[..., Any], given: Sequence
     return {parameter: found[parameter] for parameter in inspect.signature(function).parameters}
 
 
-def one_message(error: ArgumentError) -> str:
+def one_message(error: ArgumentError | ValueError) -> str:
     """The library's nested message as one line: `optim.lr: expected float, got abc`."""
     text = re.sub(r"Problem with given class_path '[^']*':", "", str(error))
     text = " ".join(text.split()).replace("recipe.", "")
     text = re.sub(r'Parser key "stages": (?=Parser key|Group)', "", text)
     text = re.sub(r'Parser key "([^"]*)":', r"\1:", text)
     text = re.sub(r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[([^]]*)\])", r"expected \1\2", text)
+    text = _OPTIONAL.sub(r"\1", text)
     return text.replace(". Got value:", ", got").strip()
 
 
@@ -74,7 +81,10 @@ def _parser(name: str, example: str, function: Callable[..., Any]) -> ArgumentPa
         kind = _without_none(hints[parameter.name])
         about: dict[str, Any] = {"help": helps.get(parameter.name, "").replace("%", "%%")}
         if kind == list[str]:
-            parser.add_argument(option, action="append", default=[], metavar="KEY=VALUE", **about)
+            meant = "KEY=VALUE" if parameter.name == "set" else "PATH"
+            parser.add_argument(option, action="append", default=[], metavar=meant, **about)
+        elif kind is bool and parameter.default is False:
+            parser.add_argument(option, action="store_true", **about)
         elif parameter.kind is not parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
             parser.add_argument(parameter.name, type=kind, **about)
         elif parameter.kind is not parameter.KEYWORD_ONLY:

@@ -34,6 +34,7 @@ class Verb:
 VERBS: dict[str, Verb] = {
     "demo": Verb("demo:demo", "train a small model, measure it, write a report", "qvl demo --minutes 15"),
     "train": Verb("train:train", "train a model from a recipe", "qvl train --config recipes/tiny.yaml --minutes 5"),
+    "export": Verb("export:export", "a training run's model as a folder", "qvl export runs/lora lora-model --merge"),
     "eval": Verb("eval:evaluate_model", "measure a model on held-out scenes", "qvl eval --model runs/demo/model"),
     "chat": Verb("chat:chat", "talk with a model about pictures", "qvl chat 'Where is the cat?' --image cat.jpg"),
     "serve": Verb("serve:serve", "answer OpenAI's clients, and people in a browser", "qvl serve runs/demo/model"),

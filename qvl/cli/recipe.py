@@ -12,7 +12,7 @@ import types
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -83,7 +83,7 @@ def _typed(kind: type, data: dict[str, Any]) -> Any:
     parser.add_class_arguments(kind, "recipe")
     try:
         return parser.instantiate(parser.parse_object({"recipe": data})).recipe
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         raise ValueError(one_message(error)) from error
 
 
@@ -117,7 +117,10 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _check_keys(kind: type, data: Any, source: str, where: str) -> None:
-    """Walks data and dataclasses side by side; values of a wrong type are left to the parser."""
+    """Walks data and dataclasses side by side; values of a wrong type are left to the parser.
+
+    Where one of several words is meant and one of them is written in digits, the number that YAML reads becomes it.
+    """
     if not isinstance(data, dict):
         return
     hints = get_type_hints(kind)
@@ -128,6 +131,8 @@ def _check_keys(kind: type, data: Any, source: str, where: str) -> None:
             raise ValueError(f"{source}: unknown key {where + str(key)!r}; {meant}")
         inner = _dataclass_in(hints[key])
         if inner is None:
+            if type(value) is int and str(value) in _words_in(hints[key]):
+                data[key] = str(value)
             continue
         if isinstance(value, list):
             for number, item in enumerate(value):
@@ -145,6 +150,13 @@ def _dataclass_in(hint: Any) -> type | None:
     if get_origin(hint) in (tuple, list, Union, types.UnionType):
         return next((found for found in map(_dataclass_in, get_args(hint)) if found), None)
     return None
+
+
+def _words_in(hint: Any) -> tuple[Any, ...]:
+    """The words of `Literal[...]` or `Literal[...] | None`."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return tuple(word for inner in get_args(hint) for word in _words_in(inner))
 
 
 def _apply(recipe: dict[str, Any], setting: str) -> None:

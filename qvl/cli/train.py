@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from qvl.train.config import TrainConfig
@@ -13,6 +14,12 @@ if TYPE_CHECKING:
 def train(
     *,
     config: Path,
+    model: str | None = None,
+    data: list[str] = [],  # noqa: B006  the list is only read
+    image_root: str | None = None,
+    boxes: Literal["px", "relative", "1000"] | None = None,
+    strict: bool = False,
+    dry_run: bool = False,
     minutes: float | None = None,
     run: str | None = None,
     seed: int | None = None,
@@ -23,10 +30,17 @@ def train(
     """Trains a model through the stages of a recipe and saves it as RUN/model.
 
     Started again it goes on where it stopped. Logs: RUN/metrics.jsonl and RUN/tensorboard; scores after each stage:
-    RUN/eval.
+    RUN/eval. Before the first step samples are written as the model sees them, with boxes and with what is learned
+    from, to RUN/first_look.html.
 
     Args:
         config: recipe file; recipes/ has several.
+        model: what to start from: a model folder, a hub id, or a preset with random weights (default: the recipe's).
+        data: file or folder of conversations to train on instead of the recipe's; can be repeated.
+        image_root: folder that pictures' paths in the data start from (default: the data file's folder).
+        boxes: what the numbers of boxes in the data are: px, relative (0 to 1) or 1000 (0 to 999).
+        strict: stop at the first sample that cannot be used instead of leaving it out.
+        dry_run: stop after the first look.
         minutes: training time of all stages together (default: the recipe's); evaluation comes on top.
         run: folder of the run (default: the recipe's).
         seed: seed of weights and data (default: the recipe's).
@@ -36,8 +50,13 @@ def train(
     """
     from qvl.cli.recipe import read_recipe
 
-    changes = {"minutes": minutes, "run": run, "seed": seed, "threads": threads}
-    recipe = read_recipe(config, changes, set)
+    changes = {"model": model, "minutes": minutes, "run": run, "seed": seed, "threads": threads}
+    recipe = read_recipe(config, changes, [*_data_settings(data, image_root, boxes, strict), *set])
+    if dry_run:
+        from qvl.cli.training import look_only
+
+        look_only(recipe)
+        return
     from qvl.cli.ranks import on_ranks
 
     on_ranks(ranks, train_on, recipe)
@@ -47,7 +66,17 @@ def train_on(ranks: Ranks, recipe: TrainConfig) -> None:
     """What each rank does."""
     from qvl.cli.training import train_run
 
-    done = train_run(recipe, ranks=ranks)
+    done = train_run(recipe, ranks=ranks, look=True)
     if ranks.first:
         print(f"Trained for {done.seconds / 60:.1f} minutes. Model: {done.folder / 'model'}")
-        print(f"Next: qvl eval --model {done.folder / 'model'}")
+        if recipe.lora is not None:
+            print(f"Adapter alone: {done.folder / 'adapter'}")
+        print(f"Next: qvl {'chat' if recipe.data.files else 'eval'} --model {done.folder / 'model'}")
+
+
+def _data_settings(data: list[str], image_root: str | None, boxes: str | None, strict: bool) -> list[str]:
+    """The options about data as settings of the recipe."""
+    given: dict[str, Any] = {"image_root": image_root, "boxes": boxes, "strict": strict or None}
+    if data:
+        given["files"] = [{"path": path} for path in data]
+    return [f"data.{key}={json.dumps(value)}" for key, value in given.items() if value is not None]

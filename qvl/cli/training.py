@@ -1,6 +1,7 @@
 """A training run from its recipe to a saved model folder; what `qvl train` and `qvl demo` share.
 
-Knows: the files of a run's folder (`config.yaml`, `tokenizer/`, `eval/<stage>/`, `summary.json`, `model/`).
+Knows: the files of a run's folder (`config.yaml`, `first_look.html`, `eval/<stage>/`, `summary.json`, `model/`, and
+`adapter/` of a run with adapters).
 Does not know: how training or measuring works.
 """
 
@@ -17,20 +18,25 @@ from pathlib import Path
 
 from torch import nn
 
+from qvl.checkpoint.adapter import save_adapter
 from qvl.cli.measure import measure
 from qvl.cli.recipe import differences, read_recipe, recipe_text
 from qvl.cli.shared import measure_together
+from qvl.cli.sheet import write_first_look
+from qvl.cli.start import begin, for_training, processor_of
 from qvl.engine.generate import Engine
 from qvl.engine.vlm import VLM
 from qvl.inputs.processor import Processor
+from qvl.models.lora import merge_lora
 from qvl.models.vlm import VisionLanguageModel
 from qvl.runtime import cpu_name, peak_memory_bytes, seed_everything, set_threads
-from qvl.train.build import Built, build, world_source
+from qvl.train.build import Built, sample_source
 from qvl.train.config import StageConfig, TrainConfig
 from qvl.train.optim import part_of
 from qvl.train.ranks import Ranks
 from qvl.train.trainer import Trainer
 
+FIRST_LOOK = "first_look.html"
 _MAY_CHANGE = ("run", "threads", "log_every", "save_every_minutes", "eval_samples", "final_eval_samples")
 """What a run that goes on may set anew."""
 
@@ -44,13 +50,19 @@ class TrainedRun:
 
 
 def train_run(
-    config: TrainConfig, targets: Mapping[str, float] | None = None, ranks: Ranks | None = None
+    config: TrainConfig,
+    targets: Mapping[str, float] | None = None,
+    ranks: Ranks | None = None,
+    *,
+    look: bool = False,
 ) -> TrainedRun:
-    """Trains what is not trained yet and saves the model as `<run>/model`. Every rank calls it, the first one writes.
+    """Trains what is not trained yet and saves the model as `<run>/model`, adapters alone also as `<run>/adapter`.
+    Every rank calls it, the first one writes.
 
     Args:
         targets: `task/metric` -> value to reach, noted in summary.json for the report.
         ranks: the processes that train together; default: this one alone.
+        look: before the first step, write samples as the model will see them to `<run>/first_look.html`.
 
     Raises:
         ValueError: the folder holds a run with another recipe.
@@ -59,12 +71,17 @@ def train_run(
     ranks, folder = ranks or Ranks(), Path(config.run)
     threads = set_threads(config.threads, ranks.place.local_size)
     seed_everything(config.seed)
-    built = ranks.first_then_others(lambda: _claim_and_build(config, folder, ranks))
-    processor = built.processor.with_options(resize="exact")
+    built = ranks.first_then_others(lambda: _claim_and_begin(config, folder, ranks))
+    processor, seen = built.processor.with_options(resize="exact"), for_training(built.processor, config)
+    if look and ranks.first and not (folder / "checkpoint").is_dir():
+        write_first_look(config, seen, folder / FIRST_LOOK)
     model = built.model.to(ranks.device)
     measure_stage = partial(_measure_stage, config, processor, ranks)
-    trainer = Trainer(config, model, built.processor, partial(world_source, config), measure_stage, ranks)
+    trainer = Trainer(config, model, seen, partial(sample_source, config), measure_stage, ranks)
     trainer.fit()
+    if config.lora is not None and ranks.first:
+        save_adapter(built.model, folder / "adapter", config.lora, base=config.model)
+    merge_lora(built.model)
     vlm = VLM(model.eval(), processor)
     if ranks.first:
         vlm.save(folder / "model")
@@ -73,10 +90,21 @@ def train_run(
     return TrainedRun(vlm, folder, trainer.elapsed)
 
 
-def _claim_and_build(config: TrainConfig, folder: Path, ranks: Ranks) -> Built:
+def look_only(config: TrainConfig) -> None:
+    """Writes the first look and trains nothing.
+
+    Raises:
+        ValueError: the folder holds a run with another recipe; see also `write_first_look`.
+    """
+    folder = Path(config.run)
+    claim(config, folder)
+    write_first_look(config, processor_of(config), folder / FIRST_LOOK)
+
+
+def _claim_and_begin(config: TrainConfig, folder: Path, ranks: Ranks) -> Built:
     if ranks.first:
         claim(config, folder)
-    return build(config, folder / "tokenizer")
+    return begin(config, folder, writes=ranks.first)
 
 
 def claim(config: TrainConfig, folder: Path) -> None:
@@ -112,7 +140,7 @@ def parameters_by_part(model: nn.Module) -> dict[str, int]:
 def _measure_stage(
     config: TrainConfig, processor: Processor, ranks: Ranks, model: nn.Module, stage: StageConfig
 ) -> None:
-    if not stage.evaluate:
+    if not stage.evaluate or config.data.files:  # the tasks are those of the embedded world
         return
     assert isinstance(model, VisionLanguageModel)
     measure_together(

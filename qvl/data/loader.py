@@ -14,16 +14,30 @@ from torch.utils.data import DataLoader, IterableDataset
 from qvl.data.packing import Pack
 
 
-class _Packs(IterableDataset[Pack]):
+class _Packs(IterableDataset["Pack | ValueError | OSError"]):
     def __init__(self, make: Callable[[], Iterator[Pack]]) -> None:
         self._make = make
 
-    def __iter__(self) -> Iterator[Pack]:
+    def __iter__(self) -> Iterator[Pack | ValueError | OSError]:
         # The worker must not take the cores that the model computes on.
         torch.set_num_threads(1)
-        return self._make()
+        return _or_error(self._make())
+
+
+def _or_error(packs: Iterator[Pack]) -> Iterator[Pack | ValueError | OSError]:
+    """An error is handed over like a pack: raised in the worker it would reach the user as a trace of two processes."""
+    try:
+        yield from packs
+    except (ValueError, OSError) as error:
+        yield error
 
 
 def background(make: Callable[[], Iterator[Pack]], prefetch: int = 8) -> Iterator[Pack]:
-    """Runs `make()` in a worker process and yields what it yields, up to `prefetch` packs ahead."""
-    return iter(DataLoader(_Packs(make), batch_size=None, num_workers=1, prefetch_factor=prefetch))
+    """Runs `make()` in a worker process and yields what it yields, up to `prefetch` packs ahead.
+
+    Raises: what `make()` raises.
+    """
+    for item in DataLoader(_Packs(make), batch_size=None, num_workers=1, prefetch_factor=prefetch):
+        if isinstance(item, Exception):
+            raise item
+        yield item

@@ -5,7 +5,8 @@ Does not know: what the samples show, the model, the optimizer.
 
 A pack is filled in sample order and closed by the first sample that no longer fits, so the only state is the index of
 the next sample. With `same_task` one pack per task is open at a time, and the state is that index and those of the
-samples that wait in open packs. Nothing is cut: a sample that cannot fit alone is left out and named.
+samples that wait in open packs. Nothing is cut: a sample that cannot fit alone gets smaller pictures (`fitting`) or, if
+that is not enough, is left out and named.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,11 +24,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qvl.batch import IGNORE, Batch
+from qvl.data.fitting import TooLarge, fit
 from qvl.data.records import Sample
 from qvl.inputs.processor import ChatFormatName, Processor
 from qvl.inputs.sequence import Sequence as Prepared
 
 log = logging.getLogger(__name__)
+
+_MOST_LEFT_OUT = 1000
+"""So many samples in a row that cannot be used end the run: it would look for the next one for ever."""
 
 
 class SampleSource(Protocol):
@@ -37,6 +42,15 @@ class SampleSource(Protocol):
     """Every task name a turn can have, in a fixed order."""
 
     def __getitem__(self, index: int) -> Sample: ...
+
+
+@runtime_checkable
+class Forgiving(Protocol):
+    """A source some of whose samples may turn out to be unusable (a missing or damaged picture). Of other sources one
+    that is unusable is an error."""
+
+    allowed_bad: int
+    """So many are left out and named; one more is an error."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,40 @@ class _OpenPack:
     indices: list[int] = field(default_factory=list)
 
 
+class _LeftOut:
+    """Counts and names samples that are not used."""
+
+    def __init__(self, allowed_bad: int) -> None:
+        self._allowed = allowed_bad
+        self._bad: set[str] = set()
+        self.in_a_row = 0
+
+    def bad(self, error: ValueError | OSError) -> None:
+        """Raises the error itself once no more are allowed."""
+        reason = str(error)
+        new = reason not in self._bad  # a line comes again in every epoch
+        self._bad.add(reason)
+        if not self._allowed:
+            raise error
+        if len(self._bad) > self._allowed:
+            raise ValueError(
+                f"{reason}; with it {len(self._bad)} samples cannot be used, {self._allowed} are allowed "
+                "(data.max_bad): put the files right"
+            ) from error
+        if new:
+            log.warning("left out %s (%d so far, %d allowed)", reason, len(self._bad), self._allowed)
+        self._one_more(reason)
+
+    def too_large(self, error: TooLarge) -> None:
+        log.warning("left out %s", error)
+        self._one_more(str(error))
+
+    def _one_more(self, reason: str) -> None:
+        self.in_a_row += 1
+        if self.in_a_row >= _MOST_LEFT_OUT:
+            raise ValueError(f"{self.in_a_row} samples in a row cannot be used; the last: {reason}")
+
+
 def packs(
     source: SampleSource,
     processor: Processor,
@@ -89,16 +137,19 @@ def packs(
     `start` and `waiting` of a pack (`next_index`, `waiting`) go on exactly behind it.
     """
     opened: dict[str, _OpenPack] = defaultdict(_OpenPack)
+    left_out = _LeftOut(source.allowed_bad if isinstance(source, Forgiving) else 0)
     for index in itertools.chain(sorted(waiting), itertools.count(start, stride)):
-        sample = source[index]
-        prepared = prepare(sample, processor, chat_format)
-        size, seen = sum(len(p.tokens_T) for p in prepared), sum(p.patch_count for p in prepared)
-        if size > limits.tokens or seen > limits.patches:
-            log.warning(
-                "left out %s: %d tokens and %d patches, a pack holds %d and %d",
-                *(sample.name, size, seen, limits.tokens, limits.patches),
-            )
+        try:
+            sample = source[index]
+            prepared = fit(sample, processor, chat_format, limits.tokens, limits.patches)
+        except TooLarge as error:
+            left_out.too_large(error)
             continue
+        except (ValueError, OSError) as error:
+            left_out.bad(error)
+            continue
+        left_out.in_a_row = 0
+        size, seen = sum(len(p.tokens_T) for p in prepared), sum(p.patch_count for p in prepared)
         task = sample.task if limits.same_task else ""
         full = opened[task]
         tokens, patches = full.tokens + size, full.patches + seen
@@ -130,13 +181,6 @@ def _turns(sequences: list[Prepared]) -> NDArray[np.int64]:
     return np.concatenate(
         [s.turns_T[s.labels_T != IGNORE] for s in sequences if s.labels_T is not None and s.turns_T is not None]
     )
-
-
-def prepare(sample: Sample, processor: Processor, chat_format: ChatFormatName) -> list[Prepared]:
-    """The labelled sequences of one sample: one, or a shared beginning and its branches."""
-    if sample.independent:
-        return processor.branches(sample.messages, labels=True, chat_format=chat_format, name=sample.name)
-    return [processor.sequence(sample.messages, labels=True, chat_format=chat_format, name=sample.name)]
 
 
 def turn_names(sample: Sample) -> list[str]:

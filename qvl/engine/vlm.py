@@ -13,6 +13,7 @@ from typing import Any, Literal, TypedDict, Unpack, final, get_args
 
 import torch
 
+from qvl.checkpoint.adapter import load_adapter
 from qvl.checkpoint.folder import load_model, save_model
 from qvl.checkpoint.hub import resolve
 from qvl.checkpoint.stage import staged_folder
@@ -23,6 +24,7 @@ from qvl.engine.limits import Limits
 from qvl.engine.live import Live
 from qvl.engine.pairing import PROCESSOR_FILES, check_match, processor_for, save_processor
 from qvl.inputs.processor import Processor, Resize
+from qvl.models.lora import merge_lora
 from qvl.models.vlm import VisionLanguageModel
 from qvl.text.messages import Message
 from qvl.text.tokenizer import Tokenizer
@@ -155,7 +157,7 @@ def load(
     device: str = "cpu",
     dtype: Dtype = "float32",
     quantize: None = None,
-    lora: None = None,
+    lora: str | Path | None = None,
     resize: Resize = "exact",
 ) -> VLM:
     """Loads a model folder in the Hugging Face layout, or a hub id such as "Qwen/Qwen2-VL-2B-Instruct".
@@ -163,22 +165,24 @@ def load(
     Args:
         dtype: "float32", "bfloat16" or (not on the CPU) "float16".
         quantize: not there yet, only None.
-        lora: not there yet, only None.
+        lora: folder (or hub id) of an adapter in PEFT's layout; it is added to the weights.
         resize: "exact" = the reference's pixels; "fast" = several times faster, a grey level or two off.
 
     Raises:
         FileNotFoundError: no such folder, or a file of it is missing.
-        ValueError: an option or a file says something that is not implemented.
+        ValueError: an option or a file says something that is not implemented, or the adapter is another model's.
     """
     if dtype not in _DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(_DTYPES)}")
     if resize not in get_args(Resize):
         raise ValueError(f"resize {resize!r} is unknown; choose one of {', '.join(get_args(Resize))}")
-    for name, value in (("quantize", quantize), ("lora", lora)):
-        if value is not None:
-            raise ValueError(f"{name}={value!r} is not supported by this version; leave {name} at None")
+    if quantize is not None:
+        raise ValueError(f"quantize={quantize!r} is not supported by this version; leave quantize at None")
     folder = resolve(path_or_id)
     model = load_model(folder, device=_device(device), dtype=_DTYPES[dtype]).eval()
+    if lora is not None:
+        load_adapter(model, resolve(lora))
+        merge_lora(model)
     return VLM(model, processor_for(model.config, folder, resize))
 
 

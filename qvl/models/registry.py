@@ -34,6 +34,8 @@ class Family:
     """Module -> its stored tensors in terms of official ones."""
     old_name: Callable[[str], str]
     """Any generation's tensor name -> the name that `entries` uses."""
+    new_name: Callable[[str], str]
+    """The name that `entries` uses -> the newest generation's."""
     head: str
     """Official name of the output head's matrix."""
     embed: str
@@ -48,6 +50,7 @@ FAMILIES: dict[str, Family] = {
         presets=qwen2_vl_config.PRESETS,
         entries=qwen2_vl_keys.entries,
         old_name=qwen2_vl_keys.old_name,
+        new_name=qwen2_vl_keys.new_name,
         head=qwen2_vl_keys.HEAD,
         embed=qwen2_vl_keys.EMBED,
     ),
@@ -58,6 +61,7 @@ FAMILIES: dict[str, Family] = {
         presets=qwen_vl_config.PRESETS,
         entries=qwen_vl_keys.entries,
         old_name=qwen_vl_keys.old_name,
+        new_name=qwen_vl_keys.new_name,
         head=qwen_vl_keys.HEAD,
         embed=qwen_vl_keys.EMBED,
     ),

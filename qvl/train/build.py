@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
+from qvl.data.packing import SampleSource
 from qvl.data.records import Sample
+from qvl.data.user import UserSource
 from qvl.data.world import World, WorldConfig
 from qvl.inputs.processor import Processor, ProcessorConfig
 from qvl.media.resize import PixelBudget
@@ -100,6 +102,19 @@ def token_ids(tokenizer: Tokenizer) -> TokenIds:
         bos=tokenizer.special("<|endoftext|>"),
         eos=tokenizer.special("<|im_end|>"),
     )
+
+
+def sample_source(config: TrainConfig, stage: StageConfig) -> SampleSource:
+    """The training samples of a stage: the recipe's files if it names some, else the stage's world.
+
+    Raises:
+        ValueError, FileNotFoundError: see `UserSource`; or files for an objective that only worlds can serve.
+    """
+    if not config.data.files:
+        return world_source(config, stage)
+    if stage.objective != "next_token":
+        raise ValueError(f"{stage.name}: objective {stage.objective} is for the embedded world, files have next_token")
+    return UserSource(config.data, config.seed + _STAGE_SEEDS * config.stages.index(stage))
 
 
 def world_source(config: TrainConfig, stage: StageConfig) -> WorldSource:

@@ -1,4 +1,4 @@
-"""How far a stage has come: by steps, or by the clock.
+"""How far a stage has come: by steps, by samples, or by the clock.
 
 Knows: progress in [0, 1] and time left. Does not know: what a step does, other ranks.
 
@@ -16,23 +16,26 @@ from typing import final
 
 @final
 class StageClock:
-    def __init__(self, steps: int, seconds: float) -> None:
-        if steps <= 0 and seconds <= 0:
-            raise ValueError(f"a stage needs steps or time: got {steps} steps and {seconds:.1f} seconds")
+    def __init__(self, steps: int, seconds: float, samples: int = 0) -> None:
+        """The stage ends after `steps` if there are any, else after `samples`, else after `seconds`."""
+        if steps <= 0 and samples <= 0 and seconds <= 0:
+            raise ValueError(f"a stage needs steps, epochs or time: got {steps} steps and {seconds:.1f} seconds")
         self._steps = steps
+        self._samples = 0 if steps else samples
         self._seconds = seconds
         self._before = self._agreed = 0.0
+        self._taken = 0
         self._started = time.perf_counter()
         self.step = 0
 
-    def resume(self, step: int, elapsed: float) -> None:
+    def resume(self, step: int, elapsed: float, taken: int = 0) -> None:
         """Goes on from a saved state."""
         self.step, self._before, self._started = step, elapsed, time.perf_counter()
-        self._agreed = elapsed
+        self.agree(elapsed, taken)
 
-    def agree(self, elapsed: float) -> None:
-        """Sets the seconds that progress goes by."""
-        self._agreed = elapsed
+    def agree(self, elapsed: float, taken: int = 0) -> None:
+        """Sets the seconds, and the samples taken so far, that progress goes by."""
+        self._agreed, self._taken = elapsed, taken
 
     @property
     def elapsed(self) -> float:
@@ -41,12 +44,14 @@ class StageClock:
 
     @property
     def progress(self) -> float:
-        done = self.step / self._steps if self._steps else self._agreed / self._seconds
-        return min(1.0, done)
+        if self._steps:
+            return min(1.0, self.step / self._steps)
+        return min(1.0, self._taken / self._samples if self._samples else self._agreed / self._seconds)
 
     @property
     def seconds_left(self) -> float:
-        """Expected seconds until the stage ends (unknown before the first step of a stage counted in steps: 0)."""
-        if not self._steps:
+        """Expected seconds until the stage ends (unknown before the first step of a stage without a time: 0)."""
+        if not self._steps and not self._samples:
             return max(0.0, self._seconds - self.elapsed)
-        return self.elapsed / self.step * (self._steps - self.step) if self.step else 0.0
+        done = self.progress
+        return self.elapsed * (1 - done) / done if done else 0.0

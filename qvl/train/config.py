@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from qvl.data.user.config import DataConfig
 from qvl.data.world.config import WorldConfig
+from qvl.models.lora import LoraConfig
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,9 @@ class StageConfig:
 
     name: str
     trains: tuple[Part, ...]
-    """Parts that learn; the others are frozen."""
+    """Parts that learn; the others are frozen. In a run with `lora` it is their adapters that learn."""
     share: float
-    """Share of the run's `minutes` (if `steps` is 0)."""
+    """Share of the run's `minutes` (if `steps` and `epochs` are 0)."""
     world: WorldConfig = field(default_factory=WorldConfig)
     """The embedded world's tasks, sizes and turns of this stage."""
     chat_format: Literal["chatml", "raw"] = "raw"
@@ -61,6 +63,11 @@ class StageConfig:
     the published models."""
     steps: int = 0
     """Train exactly this many steps instead of a share of the time."""
+    epochs: float = 0.0
+    """Train until the data were gone through this many times (runs on files only)."""
+    frozen: tuple[str, ...] = ()
+    """Parameters that stay frozen although their part learns: patterns of names, such as `embed.*` or
+    `decoder.layers.[0-9].*`."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     tokens_per_pack: int = 4096
     """Most tokens of one packed forward pass."""
@@ -80,7 +87,11 @@ class TrainConfig:
     """Folder of the run: checkpoints, logs, predictions, report."""
     stages: tuple[StageConfig, ...]
     model: str = "tiny"
-    """Name of a model preset."""
+    """Name of a model preset, which starts from random weights; or a model folder or hub id to start from."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Files to train on instead of the stages' worlds."""
+    lora: LoraConfig | None = None
+    """Train adapters beside the frozen weights instead of the weights."""
     minutes: float = 15.0
     """Training time of all stages that give a share. Evaluation comes on top."""
     seed: int = 0

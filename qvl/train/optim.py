@@ -9,12 +9,14 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from qvl.layers.linear import FusedLinear
+from qvl.models.lora import has_lora, is_adapter
 from qvl.train.config import OptimConfig, Part
 
 _TABLES = ("embed.", "head.", "visual.position_embed", "visual.adapter.query")
@@ -29,13 +31,34 @@ def part_of(name: str) -> Part:
     return "vision" if name.startswith("visual.") else "text"
 
 
-def freeze(model: nn.Module, trains: Iterable[Part]) -> list[tuple[str, nn.Parameter]]:
-    """Switches gradients on for the parts in `trains`, off elsewhere; returns the trained parameters by name."""
+def freeze(model: nn.Module, trains: Iterable[Part], frozen: Iterable[str] = ()) -> list[tuple[str, nn.Parameter]]:
+    """Switches gradients on for the parts in `trains`, off elsewhere; returns the trained parameters by name.
+
+    In a model with adapters only these learn.
+
+    Args:
+        frozen: patterns of names that stay off all the same.
+
+    Raises:
+        ValueError: a pattern that no parameter has, or nothing is left to train.
+    """
+    named = list(model.named_parameters())
+    for pattern in frozen:
+        if not any(fnmatchcase(name, pattern) for name, _ in named):
+            examples = ", ".join(name for name, _ in named[:: max(1, len(named) // 4)])
+            raise ValueError(f"frozen: no parameter is called {pattern!r}; names are such as {examples}")
+    adapted = has_lora(model)
     trained = []
-    for name, p in model.named_parameters():
-        p.requires_grad_(part_of(name) in set(trains))
+    for name, p in named:
+        held = any(fnmatchcase(name, pattern) for pattern in frozen) or is_adapter(name) != adapted
+        p.requires_grad_(part_of(name) in set(trains) and not held)
         if p.requires_grad:
             trained.append((name, p))
+    if not trained:
+        beside = (
+            f" (lora adapts {', '.join(sorted({part_of(n) for n, _ in named if is_adapter(n)}))})" if adapted else ""
+        )
+        raise ValueError(f"nothing learns: trains={', '.join(trains)}{beside}, frozen={', '.join(frozen) or 'nothing'}")
     return trained
 
 
@@ -99,9 +122,11 @@ def orthogonalise(x_XRC: Tensor, steps: int) -> Tensor:
 class Optimizers:
     """The optimizers of one stage, stepped together; rates follow a cosine with linear warm-up."""
 
-    def __init__(self, model: nn.Module, trains: Iterable[Part], config: OptimConfig) -> None:
-        """Freezes what is not in `trains` and divides the rest among Muon and AdamW."""
-        trained = freeze(model, trains)
+    def __init__(
+        self, model: nn.Module, trains: Iterable[Part], config: OptimConfig, frozen: Iterable[str] = ()
+    ) -> None:
+        """Freezes what is not in `trains` (or is in `frozen`) and divides the rest among Muon and AdamW."""
+        trained = freeze(model, trains, frozen)
         self.config = config
         self.params = [p for _, p in trained]
         layers = 1 + max((_vision_layer(n) for n, _ in trained), default=-1)

@@ -17,6 +17,8 @@ class Tally:
 
     elapsed: float = 0.0
     """Seconds of the stage by the first rank's clock; the others leave 0."""
+    taken: float = 0.0
+    """Where the first rank stands in the stream of samples; the others leave 0."""
     save: float = 0.0
     """Above 0: the first rank wants the state saved."""
     stop: float = 0.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -138,13 +138,13 @@ class Trainer:
     def _open_stage(self, index: int, saved: dict[str, Any] | None) -> _StageRun:
         stage, ranks = self.config.stages[index], self.ranks
         objective, source = OBJECTIVES[stage.objective], self.source(stage)
-        optimizers = Optimizers(self.model, stage.trains, stage.optim)
-        clock = StageClock(stage.steps, stage_seconds(self.config, index))
+        optimizers = Optimizers(self.model, stage.trains, stage.optim, stage.frozen)
+        clock = StageClock(stage.steps, stage_seconds(self.config, index), samples_in(source, stage.epochs))
         lanes = begin(ranks.lanes)
         if saved and saved["optimizers"] is not None:
             optimizers.load_state_dict(saved["optimizers"])
-            clock.resume(saved["step"], saved["stage_elapsed"])
             lanes = redeal([Lane(n, tuple(waiting)) for n, waiting in saved["lanes"]], ranks.lanes)
+            clock.resume(saved["step"], saved["stage_elapsed"], lanes[0].next_index)
             set_rng_state(saved["rng"])
         share = Share.of(stage.accumulate, ranks.lanes, objective.divisible)
         feed = Feed(source, self.processor, stage, lanes[ranks.lane], ranks.lanes, share)
@@ -157,10 +157,10 @@ class Trainer:
         own = Tally(wait=(time.perf_counter() - waited) / self.ranks.place.size, stop=self._stopping)
         self._backward(run, held, own)
         if self.ranks.first:
-            own.elapsed = run.clock.elapsed
+            own.elapsed, own.taken = run.clock.elapsed, run.feed.lane.next_index
             own.save = time.perf_counter() - self._last_save > 60 * self.config.save_every_minutes
         step = Tally.of(self.ranks.sum(own.vector(run.names)), run.names)
-        run.clock.agree(step.elapsed)
+        run.clock.agree(step.elapsed, int(step.taken))
         norm = math.nan
         if step.items and math.isfinite(step.loss):
             self.ranks.sum_gradients(run.optimizers.params, 1 / step.items)
@@ -234,12 +234,21 @@ class Trainer:
             )
 
     def _seconds_left(self, first: int) -> float:
-        """Seconds planned for stage `first` and those after it (stages counted in steps are unknown: 0)."""
+        """Seconds planned for stage `first` and those after it (stages counted otherwise are unknown: 0)."""
         return sum(stage_seconds(self.config, i) for i in range(first, len(self.config.stages)))
 
 
+def samples_in(source: SampleSource, epochs: float) -> int:
+    """Samples of so many epochs. Raises `ValueError` for a source without an end."""
+    if not epochs:
+        return 0
+    if not isinstance(source, Sized):
+        raise ValueError("epochs are for runs on files; the embedded world has no end: give steps or a share of time")
+    return max(1, round(epochs * len(source)))
+
+
 def stage_seconds(config: TrainConfig, index: int) -> float:
-    """The stage's part of the run's minutes, in seconds; 0 if it is counted in steps."""
-    timed = [stage.share for stage in config.stages if not stage.steps]
+    """The stage's part of the run's minutes, in seconds; 0 if it is counted in steps or epochs."""
+    timed = [stage.share for stage in config.stages if not stage.steps and not stage.epochs]
     stage = config.stages[index]
-    return 0.0 if stage.steps else 60 * config.minutes * stage.share / sum(timed)
+    return 0.0 if stage.steps or stage.epochs else 60 * config.minutes * stage.share / sum(timed)

@@ -13,7 +13,7 @@ import re
 import pytest
 
 from qvl.batch import IGNORE
-from qvl.data.packing import prepare
+from qvl.data.fitting import prepare
 from qvl.data.world import World, WorldConfig
 from qvl.inputs.processor import Processor, ProcessorConfig
 from qvl.text.family import QWEN_VL

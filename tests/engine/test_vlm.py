@@ -91,7 +91,6 @@ def test_boxes_of_a_reply_are_pixels_of_the_picture_as_given(vlm, tokenizer, mon
         ({"dtype": "float16"}, "float16 on the CPU is refused"),
         ({"device": "toaster"}, "device 'toaster' is unknown"),
         ({"quantize": "int8"}, "quantize='int8' is not supported by this version"),
-        ({"lora": "adapter"}, "lora='adapter' is not supported by this version"),
         ({"resize": "lanczos"}, "resize 'lanczos' is unknown"),
     ],
 )

@@ -7,7 +7,8 @@ import itertools
 import pytest
 import torch
 
-from qvl.data.packing import PackLimits, packs, prepare
+from qvl.data.fitting import prepare
+from qvl.data.packing import PackLimits, packs
 from qvl.data.records import Sample
 from qvl.inputs.processor import Processor
 from qvl.models.qwen2_vl.model import Qwen2VL

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from qvl.models.lora import LoraConfig, add_lora, is_adapter
 from qvl.models.registry import build_model, preset
+from qvl.train.clock import StageClock
 from qvl.train.config import OptimConfig
-from qvl.train.optim import Float32Muon, Optimizers, orthogonalise, rate
+from qvl.train.optim import Float32Muon, Optimizers, freeze, orthogonalise, part_of, rate
 
 
 def test_muon_follows_the_library() -> None:
@@ -104,3 +106,33 @@ def test_tables_of_qwen_vl_are_not_for_muon() -> None:
     assert tables <= set(names.values())
     assert not tables & muon
     assert any(n.startswith("visual.adapter.") for n in muon)
+
+
+def test_names_can_be_frozen_and_adapters_learn_alone() -> None:
+    with torch.device("meta"):
+        model = build_model(preset("tiny"))
+    learning = {name for name, _ in freeze(model, ("text", "merger"), ("embed.*", "decoder.layers.[01].*"))}
+    assert {part_of(name) for name in learning} == {"text", "merger"}
+    assert not any(name.startswith(("embed.", "decoder.layers.0.", "decoder.layers.1.")) for name in learning)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == learning
+    with pytest.raises(ValueError, match=r"no parameter is called 'head\.\*'; names are such as"):
+        freeze(model, ("text",), ("head.*",))
+    with pytest.raises(ValueError, match="nothing learns: trains=merger, frozen=visual"):
+        freeze(model, ("merger",), ("visual.*",))
+    add_lora(model, LoraConfig(rank=2))
+    assert all(is_adapter(name) for name, _ in freeze(model, ("text", "merger")))
+    assert len(freeze(model, ("text",), ("decoder.layers.0.*",))) == 3 * 7 * 2
+    with pytest.raises(ValueError, match=r"nothing learns: trains=vision \(lora adapts text\)"):
+        freeze(model, ("vision",))
+
+
+def test_a_stage_counted_in_samples() -> None:
+    clock = StageClock(0, 0.0, samples=40)
+    assert (clock.progress, clock.seconds_left) == (0.0, 0.0)
+    clock.agree(clock.elapsed, 10)
+    assert clock.progress == 0.25
+    assert clock.seconds_left == pytest.approx(3 * clock.elapsed, rel=0.5)
+    clock.resume(step=3, elapsed=5.0, taken=44)
+    assert (clock.progress, clock.step) == (1.0, 3)
+    with pytest.raises(ValueError, match="needs steps, epochs or time"):
+        StageClock(0, 0.0)

@@ -99,7 +99,8 @@ def test_a_crash_after_the_last_save_leaves_no_step_twice_in_the_log(tmp_path, m
 
 def test_accumulation_does_not_change_the_step(tmp_path, model, processor, world) -> None:
     """One pack of n samples, or the same samples in several packs: the same gradients."""
-    from qvl.data.packing import PackLimits, packs, prepare
+    from qvl.data.fitting import prepare
+    from qvl.data.packing import PackLimits, packs
     from qvl.train.objectives import OBJECTIVES
 
     objective = OBJECTIVES["next_token"]

@@ -14,6 +14,8 @@ from qvl.models.qwen2_vl.model import Qwen2VL
 HEAD = "lm_head.weight"
 """Absent from a checkpoint whose head is the embedding (2B)."""
 EMBED = "model.embed_tokens.weight"
+_GENERATIONS = (("model.visual.", "visual."), ("model.language_model.", "model."))
+"""Prefixes, new and old."""
 _PATCH_EMBED = "visual.patch_embed.proj.weight"
 
 _VISION: Table = (
@@ -78,9 +80,17 @@ def old_name(name: str) -> str:
 
     `model.visual.x` -> `visual.x`, `model.language_model.x` -> `model.x`; an old name stays as it is.
     """
-    for new, old in (("model.visual.", "visual."), ("model.language_model.", "model.")):
+    for new, old in _GENERATIONS:
         if name.startswith(new):
             return old + name.removeprefix(new)
+    return name
+
+
+def new_name(name: str) -> str:
+    """The new spelling of an old name: what the module or tensor is called in transformers' memory."""
+    for new, old in _GENERATIONS:
+        if name.startswith(old):
+            return new + name.removeprefix(old)
     return name
 
 

@@ -92,6 +92,11 @@ def old_name(name: str) -> str:
     return name
 
 
+def new_name(name: str) -> str:
+    """As `old_name`."""
+    return name
+
+
 def _tower_entries(model: QwenVL, prefix: str) -> tuple[Entry, ...]:
     rows = [*_tower_rows(model), *_ADAPTER]
     if model.config.vision.width == model.config.text.width:

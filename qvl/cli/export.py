@@ -1,0 +1,45 @@
+"""`qvl export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+
+def export(
+    run: Path,
+    folder: Path,
+    *,
+    merge: bool = False,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+) -> None:
+    """Writes the model of a training run, as last saved, into a folder that transformers, vLLM and qvl load.
+
+    The run may go on meanwhile. A run with adapters gives an adapter folder in PEFT's layout, with --merge the whole
+    model with the adapters in its weights.
+
+    Args:
+        run: folder of the run, or its checkpoint folder.
+        folder: where to write.
+        merge: add the adapters to the weights and write the whole model.
+        dtype: of the written weights (default: as trained).
+    """
+    import torch
+
+    from qvl.checkpoint.adapter import save_adapter
+    from qvl.cli.start import restore
+    from qvl.engine.vlm import VLM
+    from qvl.models.lora import merge_lora
+
+    config, built, where = restore(run)
+    if config.lora is not None and not merge:
+        save_adapter(built.model, folder, config.lora, base=config.model)
+        print(f"Adapter of {run} ({where}): {folder}")
+        print(f"In Python: qvl.load({config.model!r}, lora={str(folder)!r})")
+        return
+    merge_lora(built.model)
+    if dtype is not None:
+        built.model.to(getattr(torch, dtype))
+    VLM(built.model, built.processor).save(folder)
+    print(f"Model of {run} ({where}): {folder}")
+    print(f"Next: qvl chat --model {folder}")

@@ -1,0 +1,125 @@
+"""What a run starts from, and how its state becomes a model again without the trainer.
+
+Knows: the files of a run's folder that say what was trained (`config.yaml`, `tokenizer/` or `start/`, `checkpoint/`).
+Does not know: training, where a result is saved.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from qvl.checkpoint.configs import read_config
+from qvl.checkpoint.folder import write_settings
+from qvl.checkpoint.hub import resolve
+from qvl.checkpoint.stage import staged_folder
+from qvl.cli.recipe import read_recipe
+from qvl.engine.pairing import processor_for, save_processor
+from qvl.engine.vlm import load
+from qvl.inputs.processor import Processor
+from qvl.media.resize import PixelBudget
+from qvl.models.lora import add_lora
+from qvl.models.registry import FAMILIES, build_model
+from qvl.train.build import Built, build
+from qvl.train.config import TrainConfig
+from qvl.train.state import load_state
+
+_START = "start"
+"""In the run's folder: the settings (no weights) of the model that it started from."""
+
+
+def begin(config: TrainConfig, run: Path, writes: bool = True) -> Built:
+    """The model before its first step and the processor it is to be used with.
+
+    Args:
+        writes: keep the settings of the model that the run starts from (the first rank does).
+
+    Raises:
+        FileNotFoundError, ValueError: neither a preset nor a model folder; see `load`.
+    """
+    if config.model in presets():
+        built = build(config, run / "tokenizer")
+    else:
+        vlm = load(_folder(config.model))
+        processor = vlm.processor.with_options(chat_format=config.stages[-1].chat_format)
+        if writes:
+            with staged_folder(run / _START) as stage:
+                write_settings(vlm.model, stage, vlm.model.embed.weight.dtype)
+                save_processor(processor, stage)
+        built = Built(vlm.model, processor)
+    if config.lora is not None:
+        add_lora(built.model, config.lora, config.seed)
+    return built
+
+
+def processor_of(config: TrainConfig) -> Processor:
+    """The processor a run trains with, without reading weights."""
+    if config.model in presets():
+        return for_training(build(config).processor, config)
+    folder = _folder(config.model)
+    return for_training(processor_for(read_config(folder), folder, "fast"), config)
+
+
+def for_training(processor: Processor, config: TrainConfig) -> Processor:
+    """The processor that training uses: the fast resizer, and the recipe's bound on pictures.
+
+    Raises:
+        ValueError: a bound on pictures for Qwen-VL, which sees all of them at one size.
+    """
+    fast = processor.with_options(resize="fast")
+    most = config.data.max_pixels
+    if not most:
+        return fast
+    if processor.config.square is not None:
+        side = processor.config.square.side
+        raise ValueError(f"data.max_pixels is set, but Qwen-VL sees every picture at {side} x {side}; leave it out")
+    return fast.with_options(pixels=PixelBudget(min(processor.config.pixels.min_pixels, most), most))
+
+
+def presets() -> tuple[str, ...]:
+    """Names of models that start from random weights."""
+    return tuple(name for family in FAMILIES.values() for name in family.presets)
+
+
+def restore(path: Path) -> tuple[TrainConfig, Built, str]:
+    """The recipe of a run, its model as last saved (with adapters, if it has them), and where that was.
+
+    Args:
+        path: the run's folder, or its `checkpoint` folder. The model that the run started from is not needed.
+
+    Raises:
+        FileNotFoundError: not a run, or nothing was saved yet.
+        ValueError: a damaged state.
+    """
+    run = path if (path / "config.yaml").is_file() else path.parent
+    if not (run / "config.yaml").is_file():
+        raise FileNotFoundError(f"{path} is no run of qvl train: there is no config.yaml in it or beside it")
+    config = read_recipe(run / "config.yaml")
+    saved = load_state(run / "checkpoint")
+    if saved is None:
+        raise FileNotFoundError(f"{run} has saved nothing yet; its first state comes after save_every_minutes")
+    built = _started_from(run / _START) if (run / _START).is_dir() else build(config, run / "tokenizer")
+    if config.lora is not None:
+        add_lora(built.model, config.lora, config.seed)
+    built.model.load_state_dict(saved["model"], assign=True)
+    if built.model.config.tie_embeddings:
+        built.model.head.weight = built.model.embed.weight
+    names = [*(stage.name for stage in config.stages), ""]
+    where = f"{names[saved['stage']]}, step {saved['step']}" if names[saved["stage"]] else "the end"
+    return config, Built(built.model.eval(), built.processor.with_options(resize="exact")), where
+
+
+def _started_from(folder: Path) -> Built:
+    """The model of a folder of settings, without memory for its weights yet, and its processor."""
+    config = read_config(folder)
+    with torch.device("meta"):
+        model = build_model(config)
+    return Built(model, processor_for(config, folder, "exact"))
+
+
+def _folder(name: str) -> Path:
+    try:
+        return resolve(name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"model: {error}. Presets are {', '.join(presets())}") from None
