@@ -18,7 +18,7 @@ from qvl.batch import IGNORE, Batch
 from qvl.checkpoint.folder import load_model
 from qvl.engine.forward import Forward
 from qvl.layers.attention import PackedContext
-from qvl.models.qwen_vl.positions import sine_table
+from qvl.layers.places import sine_table
 from qvl.models.vlm import VisionLanguageModel
 
 pytestmark = pytest.mark.slow  # the vocabulary is the whole one: 310 MB of weights are made
