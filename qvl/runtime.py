@@ -61,6 +61,13 @@ def terminal_pictures() -> Literal["kitty", "iterm"] | None:
     return "iterm" if program in ("iterm.app", "wezterm") else None
 
 
+def cache_folder() -> Path:
+    """Where fetched packages are kept: `$QVL_CACHE`, else `$XDG_CACHE_HOME/qvl`, else `~/.cache/qvl`."""
+    if own := os.environ.get("QVL_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qvl"
+
+
 def set_up_logging(level: int = logging.INFO) -> None:
     """Readable log lines on the terminal."""
     logging.basicConfig(

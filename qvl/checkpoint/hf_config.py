@@ -5,6 +5,10 @@ Nested: `text_config`, `rope_parameters`, `dtype`. Writes the flat one, which re
 transformers (4.45 up to 5) and vLLM read.
 Does not know: weights, tokenizers, pixels.
 
+A vision tower that began as another ViT may have what no released one has: a position table, a norm before the first
+block, no rotary positions. Those are written under keys of our own (`qvl_position_side`, `qvl_pre_norm`, `qvl_rope`),
+and such a model runs here only. The activation is a key of the format.
+
 One-axis positions (an ablation, `rope_sections=()`) do not exist in the official format: they are written as
 `"qvl_rope_axes": 1` with no `rope_scaling`. vLLM then also uses one axis; transformers always uses three axes, so
 such a model must not be run there. A file with neither `mrope_section` nor that key is refused.
@@ -163,7 +167,9 @@ def _rope(text: Fields) -> tuple[float, tuple[int, ...]]:
 
 def _vision(vision: Fields, text_width: int) -> VisionConfig:
     """Absent keys mean the released tower: transformers 4.x leaves out whatever equals its (same) defaults."""
-    vision.expect("hidden_act", "quick_gelu", "the vision tower's activation")
+    activation = vision.data.get("hidden_act") or "quick_gelu"
+    if activation not in ("quick_gelu", "gelu"):
+        raise ValueError(f"{vision.source}: hidden_act is {activation!r}, implemented are quick_gelu and gelu")
     vision.expect("hidden_size", text_width, "here it names the merger's output, the language model's hidden_size")
     released = VisionConfig()
     width = vision.integer("embed_dim", released.width)
@@ -177,6 +183,10 @@ def _vision(vision: Fields, text_width: int) -> VisionConfig:
         merge=vision.integer("spatial_merge_size", released.merge),
         channels=vision.integer("in_channels", released.channels),
         rope_theta=vision.child("rope_parameters").number("rope_theta", _VISION_THETA),
+        rope=vision.flag("qvl_rope", True),
+        activation=activation,
+        table_side=vision.integer("qvl_position_side", 0),
+        pre_norm=vision.flag("qvl_pre_norm", False),
     )
 
 
@@ -185,7 +195,7 @@ def _vision_json(vision: VisionConfig, text_width: int) -> dict[str, Any]:
         "model_type": "qwen2_vl",
         "depth": vision.layers,
         "embed_dim": vision.width,
-        "hidden_act": "quick_gelu",
+        "hidden_act": vision.activation,
         "hidden_size": text_width,
         "in_channels": vision.channels,
         "in_chans": vision.channels,
@@ -198,6 +208,12 @@ def _vision_json(vision: VisionConfig, text_width: int) -> dict[str, Any]:
     }
     if vision.rope_theta != _VISION_THETA:  # transformers 5 reads it; older readers have the number built in
         data["rope_parameters"] = {"rope_type": "axial", "rope_theta": vision.rope_theta}
+    if not vision.rope:
+        data["qvl_rope"] = False
+    if vision.table_side:
+        data["qvl_position_side"] = vision.table_side
+    if vision.pre_norm:
+        data["qvl_pre_norm"] = True
     return data
 
 

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qvl.checkpoint.hf_config_qwen_vl import parse_text
 from qvl.checkpoint.jsonfile import Fields
@@ -53,9 +53,9 @@ def load_language_model(model: QwenVL, path: str | Path) -> None:
         left = [name for name in left if name != "lm_head.weight"]
     if left:
         raise ValueError(f"{folder} holds tensors that the language model does not have ({some(left)})")
-    _check(entries, stored.shapes, str(folder))
+    check_shapes(_wanted(entries), stored.shapes, str(folder))
     names = [part.name for entry in entries for part in entry.parts]
-    _copy(model, entries, stored.read(names))
+    copy_entries(model, entries, stored.read(names))
 
 
 def load_clip_vision(model: QwenVL, file: str | Path) -> None:
@@ -74,18 +74,21 @@ def load_clip_vision(model: QwenVL, file: str | Path) -> None:
         rows, *width = shapes[CLIP_POSITIONS]
         shapes[CLIP_POSITIONS] = (rows - 1, *width)
     entries = clip_entries(model)
-    _check(entries, shapes, str(file))
+    check_shapes(_wanted(entries), shapes, str(file))
 
     def read(name: str) -> Tensor:
         tensor = opened.get(name)
         return tensor[1:] if name == CLIP_POSITIONS else tensor
 
-    _copy(model, entries, (read(part.name) for entry in entries for part in entry.parts))
+    copy_entries(model, entries, (read(part.name) for entry in entries for part in entry.parts))
 
 
-def _check(entries: tuple[Entry, ...], shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
-    """All that is wrong in one message, before anything is changed."""
-    wanted = {part.name: part.shape for entry in entries for part in entry.parts}
+def _wanted(entries: Iterable[Entry]) -> dict[str, tuple[int, ...]]:
+    return {part.name: part.shape for entry in entries for part in entry.parts}
+
+
+def check_shapes(wanted: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
+    """All that is wrong in one message, before anything is changed. Raises `ValueError`."""
     missing = [name for name in wanted if name not in shapes]
     wrong = [
         f"{name} is {list(shapes[name])}, the model wants {list(shape)}"
@@ -102,7 +105,8 @@ def _check(entries: tuple[Entry, ...], shapes: Mapping[str, tuple[int, ...]], so
 
 
 @torch.no_grad()
-def _copy(model: QwenVL, entries: tuple[Entry, ...], tensors: Iterable[Tensor]) -> None:
+def copy_entries(model: nn.Module, entries: Iterable[Entry], tensors: Iterable[Tensor]) -> None:
+    """Fills the parameters of `entries` from their official tensors, given in the entries' order."""
     own = stored_tensors(model)
     values = iter(tensors)
     for entry in entries:

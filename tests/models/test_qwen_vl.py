@@ -18,7 +18,7 @@ from qvl.models.keys import Entry, stored_tensors
 from qvl.models.qwen_vl.config import AdapterConfig, QwenVLConfig, TokenIds, with_image_size, with_vocabulary
 from qvl.models.qwen_vl.keymap import entries
 from qvl.models.qwen_vl.model import QwenVL
-from qvl.models.qwen_vl.positions import PatchPlaces, resize_table, sine_table
+from qvl.layers.places import PatchPlaces, resize_table, sine_table
 from qvl.models.registry import build_model, family, family_of, preset
 from qvl.train.objectives import OBJECTIVES
 

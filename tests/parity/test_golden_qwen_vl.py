@@ -19,7 +19,7 @@ from parity.paged_rows import Held, PagedRows
 from qvl.batch import IGNORE, Batch
 from qvl.checkpoint.folder import load_model
 from qvl.layers.attention import PackedContext
-from qvl.models.qwen_vl.positions import sine_table
+from qvl.layers.places import sine_table
 from qvl.models.vlm import VisionLanguageModel
 
 pytestmark = pytest.mark.slow  # the vocabulary is the whole one: 310 MB of weights are made

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from qvl.layers.decoder import DecoderConfig
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The vision tower (paper section 2.1): ViT with 2-D RoPE, then a 2x2 merger into the text width."""
+    """The vision tower (paper section 2.1): ViT with 2-D RoPE, then a 2x2 merger into the text width.
+
+    The defaults are the released tower's. The last four fields let a tower begin as an existing ViT and compute what
+    that one computes (`qvl.checkpoint.vision_part`).
+    """
 
     width: int = 1280
     """E."""
@@ -21,6 +26,14 @@ class VisionConfig:
     merge: int = 2
     channels: int = 3
     rope_theta: float = 10000.0
+    rope: bool = True
+    """Queries and keys turn with the patch's row and column."""
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    """Inside the blocks; `gelu` is the exact one."""
+    table_side: int = 0
+    """Side of a learned square table of positions, resized to each picture and added to its patches; 0 = none."""
+    pre_norm: bool = False
+    """A norm before the first block (CLIP's)."""
 
     @property
     def patch_values(self) -> int:
@@ -50,6 +63,8 @@ class Qwen2VLConfig:
     ids: TokenIds = TokenIds()
 
     def __post_init__(self) -> None:
+        if not self.vision.rope and not self.vision.table_side:
+            raise ValueError("a vision tower without rope needs a position table (table_side), or all places look alike")
         if self.vision.width % self.vision.heads or (self.vision.width // self.vision.heads) % 4:
             raise ValueError(
                 f"vision width {self.vision.width} over {self.vision.heads} heads gives a head size that 2-D RoPE "
@@ -71,6 +86,14 @@ PRESETS: dict[str, Qwen2VLConfig] = {
         vocab_size=4096,
         tie_embeddings=True,
         max_positions=4096,
+    ),
+    # SmolLM2-135M and DINOv2 ViT-S/14: pretrained parts that come in packages (`qvl data parts`).
+    "small": Qwen2VLConfig(
+        DecoderConfig(576, 30, 9, 3, 64, 1536, norm_eps=1e-5, rope_theta=1e5, rope_sections=(8, 12, 12)),
+        VisionConfig(384, 12, 6, 1536, rope=False, activation="gelu", table_side=37),
+        vocab_size=49216,
+        tie_embeddings=True,
+        max_positions=8192,
     ),
 }
 

@@ -39,6 +39,12 @@ _VISION: Table = (
     ("visual.merger.fc2.weight", ("visual.merger.mlp.2.weight",)),
     ("visual.merger.fc2.bias", ("visual.merger.mlp.2.bias",)),
 )
+_TABLE: Table = (("visual.position_embed", ("visual.pos_embed.weight",)),)
+_PRE_NORM: Table = (
+    ("visual.pre_norm.weight", ("visual.ln_pre.weight",)),
+    ("visual.pre_norm.bias", ("visual.ln_pre.bias",)),
+)
+"""Not in released towers: our own names for what `VisionConfig.table_side` and `pre_norm` add."""
 _LAYER = "model.layers.{}."
 _ATTN = _LAYER + "self_attn."
 _TEXT: Table = (
@@ -68,11 +74,21 @@ def entries(model: Qwen2VL) -> tuple[Entry, ...]:
     """
     config = model.config
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    rows = [*expand(_VISION, config.vision.layers), *expand(_TEXT, config.text.layers)]
-    if not config.tie_embeddings:
-        rows.extend(_UNTIED)
+    rows = [*expand(_VISION, config.vision.layers), *_text_rows(config)]
+    rows += _TABLE if config.vision.table_side else ()
+    rows += _PRE_NORM if config.vision.pre_norm else ()
     assert {ours for ours, _ in rows} == set(shapes), "the table and the model's parameters differ"
     return tuple(Entry(ours, shapes[ours], _parts(config, shapes[ours], official)) for ours, official in rows)
+
+
+def language_entries(model: Qwen2VL) -> tuple[Entry, ...]:
+    """The language model's share of `entries`: the names are those of a Qwen2 (and of a Llama)."""
+    wanted = {ours for ours, _ in _text_rows(model.config)}
+    return tuple(entry for entry in entries(model) if entry.ours in wanted)
+
+
+def _text_rows(config: Qwen2VLConfig) -> list[tuple[str, tuple[str, ...]]]:
+    return [*expand(_TEXT, config.text.layers), *(() if config.tie_embeddings else _UNTIED)]
 
 
 def old_name(name: str) -> str:

@@ -23,7 +23,7 @@ class Qwen2VL(VisionLanguageModel):
         super().__init__(config, VisionTower(config.vision, config.text.width))
 
     def see(self, batch: Batch, attn: AttnContext) -> Tensor:
-        return self.visual(batch.patches_PC, batch.patch_hw_2P, attn)
+        return self.visual(batch.patches_PC, batch.patch_hw_2P, batch.grids, attn)
 
     def init_weights(self, seed: int) -> None:
         super().init_weights(seed)

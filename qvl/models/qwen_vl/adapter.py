@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qvl.layers.cross import attend_shared
 from qvl.layers.linear import FusedLinear
 from qvl.models.qwen_vl.config import AdapterConfig
-from qvl.models.qwen_vl.positions import PatchPlaces, sine_table
+from qvl.layers.places import PatchPlaces, sine_table
 
 _NORM_EPS = 1e-6
 

@@ -16,7 +16,7 @@ from qvl.layers.attention import AttnContext
 from qvl.layers.linear import FusedLinear
 from qvl.models.qwen_vl.adapter import Adapter
 from qvl.models.qwen_vl.config import AdapterConfig, VisionConfig
-from qvl.models.qwen_vl.positions import Grids, PatchPlaces
+from qvl.layers.places import Grids, PatchPlaces
 
 _NORM_EPS = 1e-6
 
