@@ -32,7 +32,7 @@ Bytes = NDArray[np.uint8]
 
 def _nibbles(packed_B16: Bytes) -> NDArray[np.uint8]:
     """Sixteen bytes hold 32 numbers of four bits: the low halves are numbers 0 to 15, the high halves 16 to 31."""
-    return np.concatenate((packed_B16 & 15, packed_B16 >> 4), axis=1)
+    return np.concatenate((packed_B16 & 15, packed_B16 >> 4), axis=1).astype(np.uint8, copy=False)
 
 
 def _half(blocks: Bytes, at: int) -> NDArray[np.float32]:

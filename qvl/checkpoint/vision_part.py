@@ -147,14 +147,18 @@ def fill_vision(model: Qwen2VL, part: VisionPart) -> None:
     """
     ours, theirs = model.config.vision, part.config
     same = ("width", "layers", "heads", "mlp_hidden", "patch", "temporal_patch", "channels", "activation")
-    different = [f"{k} {vars(theirs)[k]} (the model: {vars(ours)[k]})" for k in same if vars(theirs)[k] != vars(ours)[k]]
+    different = [
+        f"{k} {vars(theirs)[k]} (the model: {vars(ours)[k]})" for k in same if vars(theirs)[k] != vars(ours)[k]
+    ]
     if ours.table_side not in (0, theirs.table_side):
         different.append(f"table_side {theirs.table_side} (the model: {ours.table_side})")
     if different:
         raise ValueError(f"{part.source} is another vision tower than the model's: {', '.join(different)}")
     own = {n: t for n, t in stored_tensors(model).items() if n.startswith("visual.") and not n.startswith(_MERGER)}
     found = {name: tensor for name, tensor in part.tensors() if name in own}
-    check_shapes({n: tuple(t.shape) for n, t in own.items()}, {n: tuple(t.shape) for n, t in found.items()}, part.source)
+    check_shapes(
+        {n: tuple(t.shape) for n, t in own.items()}, {n: tuple(t.shape) for n, t in found.items()}, part.source
+    )
     for name, tensor in found.items():
         own[name].copy_(tensor)
 
@@ -271,7 +275,12 @@ class _Tensors:
     """Tensors by the names of `_Names`, whatever stands before them."""
 
     def __init__(
-        self, shapes: dict[str, tuple[int, ...]], read: Callable[[str], Tensor], prefixes: tuple[str, ...], names: _Names, source: str
+        self,
+        shapes: dict[str, tuple[int, ...]],
+        read: Callable[[str], Tensor],
+        prefixes: tuple[str, ...],
+        names: _Names,
+        source: str,
     ) -> None:
         self.names = names
         self.source = source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -93,7 +94,6 @@ def _run(
             f"serving needs the package {error.name}; install it with: pip install 'qvl[serve]'"
         ) from error
     import qvl
-    from qvl.engine.serial import SerialEngine
     from qvl.runtime import console
 
     notes = console()
@@ -102,7 +102,7 @@ def _run(
         with notes.status(f"loading {model} ..."):
             vlm = qvl.load(model, device=device, dtype=dtype)
         called = name or (Path(model).resolve().name if Path(model).is_dir() else model)
-        engine = SerialEngine(vlm.engine, called, max_waiting=max_waiting)
+        engine = vlm.live(called, replace(vlm.engine.limits, max_waiting=max_waiting))
         server = make_server(engine, config)
         host, port = sock.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
