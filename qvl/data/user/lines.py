@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BLOCK = 1 << 24
-_JSON_MARKS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+_JSON_MARKS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 """Strings (so that brackets inside them do not count) and brackets."""
 _SUFFIXES = (".jsonl", ".json")
 
