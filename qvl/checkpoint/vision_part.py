@@ -6,7 +6,7 @@ Does not know: the merger's two matrices (they begin at random), the language ha
 
 What is exact: a convolution over one picture is one over two equal frames with half the weights; its bias goes into the
 position table; the scale of a block's output (LayerScale) goes into the projection before it; the last norm is the
-merger's. What is not: the class token is left out, and CLIP's norms add 1e-5 to the variance where this tower adds 1e-6.
+merger's. What is not: the class token is left out, and CLIP's norms add 1e-5 to the variance where ours add 1e-6.
 """
 
 from __future__ import annotations
