@@ -112,6 +112,11 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
+def memory_bytes() -> int:
+    """Memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def free_disk_bytes(path: str | Path) -> int:
     """Free space on the file system that holds `path` (or its nearest existing parent)."""
     p = Path(path).resolve()

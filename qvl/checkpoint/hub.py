@@ -14,9 +14,12 @@ _OLD_WEIGHTS = "pytorch_model*.bin"
 """Fetched only where there are no safetensors (Qwen-VL)."""
 
 
-def resolve(path_or_hub_id: str | Path) -> Path:
+def resolve(path_or_hub_id: str | Path, *, weights: bool = True) -> Path:
     """The folder itself if it exists; else the local copy of a hub repository ("Qwen/Qwen2-VL-2B-Instruct"),
     downloaded if needed.
+
+    Args:
+        weights: False = the small json files only.
 
     Raises:
         FileNotFoundError: no such folder and not a hub id, or the hub cannot provide it (offline, unknown, gated).
@@ -35,6 +38,8 @@ def resolve(path_or_hub_id: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
+        if not weights:
+            return Path(snapshot_download(name, allow_patterns=["*.json"]))
         folder = Path(snapshot_download(name, allow_patterns=list(_WANTED)))
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(name, allow_patterns=[*_WANTED, _OLD_WEIGHTS]))

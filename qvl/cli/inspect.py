@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,16 +16,17 @@ def inspect(model: str, image_size: str = "1024x768") -> None:
     """Prints what a model is made of and what a picture costs it. No weights are read.
 
     Args:
-        model: a preset (tiny, qwen2-vl-2b or just 2b, 7b, 72b) or a model folder.
+        model: a preset (tiny, qwen2-vl-2b or just 2b, 7b, 72b), a model folder, or a hub id.
         image_size: WIDTHxHEIGHT in pixels, e.g. 1024x768.
     """
     import torch
     from rich.console import Console
 
+    from qvl.cli.find import find_qwen2_vl
     from qvl.models.qwen2_vl.model import Qwen2VL
 
     hw = parse_size(image_size)
-    config, preprocessing = _find(model)
+    config, preprocessing = find_qwen2_vl(model)
     with torch.device("meta"):
         built = Qwen2VL(config)
     console = Console()
@@ -42,20 +42,6 @@ def parse_size(text: str) -> tuple[int, int]:
         raise ValueError(f"an image size is WIDTHxHEIGHT in pixels such as 1024x768, got {text!r}")
     width, height = map(int, match.groups())
     return height, width
-
-
-def _find(name: str) -> tuple[Qwen2VLConfig, Preprocessing]:
-    from qvl.checkpoint.hf_config import read_config
-    from qvl.checkpoint.hf_settings import Preprocessing, read_preprocessing
-    from qvl.models.qwen2_vl.config import PRESETS, preset
-
-    full = f"qwen2-vl-{name.lower()}"
-    if name in PRESETS or full in PRESETS:
-        return preset(name if name in PRESETS else full), Preprocessing()
-    folder = Path(name)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{name!r} is neither a folder nor a preset; presets: {', '.join(PRESETS)}")
-    return read_config(folder), read_preprocessing(folder)
 
 
 def _facts(name: str, config: Qwen2VLConfig):
@@ -74,7 +60,7 @@ def _facts(name: str, config: Qwen2VLConfig):
     table.add_row("feed-forward", str(vision.mlp_hidden), str(text.mlp_hidden))
     table.add_row("rotary theta", f"{vision.rope_theta:g}", f"{text.rope_theta:g}")
     axes = " + ".join(map(str, text.rope_sections)) if text.rope_sections else "one axis"
-    table.add_row("rotary frequencies", "row, column", axes)
+    table.add_row("rotary frequencies", "row, column" if vision.rope else "none (position table)", axes)
     table.add_row("vocabulary", "", f"{config.vocab_size:,}{', head tied' if config.tie_embeddings else ''}")
     table.add_row("positions", "", f"{config.max_positions:,}")
     return table

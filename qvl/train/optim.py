@@ -29,6 +29,11 @@ def part_of(name: str) -> Part:
     return "vision" if name.startswith("visual.") else "text"
 
 
+def is_map(name: str, p: Tensor) -> bool:
+    """Whether a parameter is a matrix that maps one space to another: what Muon is for."""
+    return p.ndim == 2 and not name.startswith(_TABLES)
+
+
 def freeze(model: nn.Module, trains: Iterable[Part]) -> list[tuple[str, nn.Parameter]]:
     """Switches gradients on for the parts in `trains`, off elsewhere; returns the trained parameters by name."""
     trained = []
@@ -109,7 +114,7 @@ class Optimizers:
         adamw: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
         for name, p in trained:
             factor = _rate_factor(name, config, layers)
-            if config.name == "muon" and p.ndim == 2 and not name.startswith(_TABLES):
+            if config.name == "muon" and is_map(name, p):
                 muon[factor].append(p)
             else:
                 adamw[factor, p.ndim >= 2].append(p)
