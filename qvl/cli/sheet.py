@@ -21,7 +21,7 @@ from qvl.inputs.processor import ChatFormatName, Processor
 from qvl.media.image import open_image
 from qvl.text.messages import Image, Video
 from qvl.text.tokenizer import Tokenizer
-from qvl.train.build import build, world_source
+from qvl.train.build import build, stage_source
 from qvl.train.config import StageConfig, TrainConfig
 from qvl.viz.boxes import Drawn, boxes_svg
 from qvl.viz.loss_mask import mask_html, mask_pieces
@@ -52,7 +52,7 @@ def write_sheet(config: TrainConfig, names: Sequence[str], split: Split, indices
     for stage in config.stages:
         if stage.name not in names:
             continue
-        source = world_source(config, stage) if split == "train" else _HeldOut(stage, split)
+        source = stage_source(config, stage) if split == "train" else _HeldOut(stage, split)
         articles = [_article(source[i], processor, stage.chat_format) for i in indices]
         sections.append(f"<h2>{escape(stage.name)} ({escape(split)})</h2>{''.join(articles)}")
     out.mkdir(parents=True, exist_ok=True)

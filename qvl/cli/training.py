@@ -14,18 +14,21 @@ from datetime import date
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from qvl.cli.measure import measure
+from qvl.cli.measure import measure, measure_easy_vqa
 from qvl.cli.recipe import differences, read_recipe, recipe_text
 from qvl.cli.shared import measure_together
+from qvl.engine.api import Generator
 from qvl.engine.generate import Engine
 from qvl.engine.vlm import VLM
+from qvl.evals.runner import EvalResult
 from qvl.inputs.processor import Processor
 from qvl.models.vlm import VisionLanguageModel
 from qvl.runtime import cpu_name, peak_memory_bytes, seed_everything, set_threads
-from qvl.train.build import Built, build, world_source
+from qvl.train.build import Built, build, stage_source
 from qvl.train.config import StageConfig, TrainConfig
 from qvl.train.optim import part_of
 from qvl.train.ranks import Ranks
@@ -63,7 +66,7 @@ def train_run(
     processor = built.processor.with_options(resize="exact")
     model = built.model.to(ranks.device)
     measure_stage = partial(_measure_stage, config, processor, ranks)
-    trainer = Trainer(config, model, built.processor, partial(world_source, config), measure_stage, ranks)
+    trainer = Trainer(config, model, built.processor, partial(stage_source, config), measure_stage, ranks)
     trainer.fit()
     vlm = VLM(model.eval(), processor)
     if ranks.first:
@@ -115,20 +118,17 @@ def _measure_stage(
     if not stage.evaluate:
         return
     assert isinstance(model, VisionLanguageModel)
-    measure_together(
-        Engine(model, processor.with_options(chat_format=stage.chat_format)),
-        ranks,
-        lambda generator: measure(
-            generator,
-            stage.world,
-            "dev",
-            config.eval_samples,
-            Path(config.run) / "eval" / stage.name,
-            chat_format=stage.chat_format,
-            stamp={"stage": stage.name, "seed": config.seed},
-            at_once=16 * ranks.place.size,
-        ),
-    )
+    out = Path(config.run) / "eval" / stage.name
+    engine = Engine(model, processor.with_options(chat_format=stage.chat_format))
+    stamp = {"stage": stage.name, "seed": config.seed}
+
+    def ask(generator: Generator) -> EvalResult:
+        common: dict[str, Any] = {"chat_format": stage.chat_format, "stamp": stamp, "at_once": 16 * ranks.place.size}
+        if stage.source == "easy_vqa":
+            return measure_easy_vqa(generator, config.eval_samples, out, style=stage.world.style, **common)
+        return measure(generator, stage.world, "dev", config.eval_samples, out, **common)
+
+    measure_together(engine, ranks, ask)
 
 
 def _write_summary(

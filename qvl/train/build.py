@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
+from qvl.data.easy_vqa import EasyVqa
+from qvl.data.packing import SampleSource
 from qvl.data.records import Sample
 from qvl.data.world import World, WorldConfig
 from qvl.inputs.processor import Processor, ProcessorConfig
@@ -130,10 +132,13 @@ def token_ids(tokenizer: Tokenizer) -> TokenIds:
     )
 
 
-def world_source(config: TrainConfig, stage: StageConfig) -> WorldSource:
-    """The training samples of a stage; every stage and every run seed has scenes of its own."""
-    seed = stage.world.seed + config.seed + _STAGE_SEEDS * config.stages.index(stage)
-    return WorldSource(replace(stage.world, seed=seed))
+def stage_source(config: TrainConfig, stage: StageConfig) -> SampleSource:
+    """The training samples of a stage; every stage and every run seed has scenes, or an order, of its own."""
+    world = stage.world
+    seed = world.seed + config.seed + _STAGE_SEEDS * config.stages.index(stage)
+    if stage.source == "easy_vqa":
+        return EasyVqa("train", style=world.style, turns=world.turns, seed=seed)
+    return WorldSource(replace(world, seed=seed))
 
 
 @final

@@ -13,7 +13,7 @@ import qvl
 from qvl.data.packing import PackLimits, packs
 from qvl.engine.vlm import VLM
 from qvl.inputs.processor import Processor, ProcessorConfig
-from qvl.train.build import build, world_source
+from qvl.train.build import build, stage_source
 from qvl.train.config import StageConfig, TrainConfig
 from qvl.train.objectives import OBJECTIVES
 from qvl.train.optim import part_of
@@ -78,7 +78,7 @@ def test_a_processor_of_another_size_is_refused(built) -> None:
 def test_every_part_gets_gradients_where_it_takes_part(built, tasks) -> None:
     stage = replace(PLAIN, world=replace(PLAIN.world, tasks=tasks))
     config = TrainConfig("unused", (stage,), model="tiny-qwen-vl")
-    pack = next(packs(world_source(config, stage), built.processor, PackLimits(400, 400), "raw"))
+    pack = next(packs(stage_source(config, stage), built.processor, PackLimits(400, 400), "raw"))
     built.model.train().zero_grad()
     OBJECTIVES["next_token"].losses(built.model, pack.batch).sum().backward()
     moved = {part_of(n) for n, p in built.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
