@@ -80,7 +80,8 @@ def packaged(name: str, folder: Path | None = None) -> Path:
     path = _place(name, folder) / package.member
     if not path.exists():
         raise FileNotFoundError(
-            f"{name} ({package.bytes / 1e6:.0f} MB) is not on this machine: fetch it once with `qvl data parts --only {name}`"
+            f"{name} ({package.bytes / 1e6:.0f} MB) is not on this machine: fetch it once with "
+            f"`qvl data parts --only {name}`"
         )
     return path
 

@@ -59,7 +59,9 @@ class ONNX(TensorFile):
         except (IndexError, UnicodeDecodeError) as error:
             raise ValueError(f"{self.path} is not an ONNX file, or it is cut off ({error})") from None
         if not self._tensors:
-            raise ValueError(f"{self.path} holds no float32 weights; it is no ONNX file, or its data lie in another one")
+            raise ValueError(
+                f"{self.path} holds no float32 weights; it is no ONNX file, or its data lie in another one"
+            )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: t.shape[::-1] if t.transposed else t.shape for name, t in self._tensors.items()}

@@ -112,7 +112,9 @@ def _samples(world: World, split: Split, per_task: int, suite: tuple[Task, ...])
 def print_scores(folder: Path, targets: Mapping[str, float], title: str) -> None:
     """A table on stdout from the evaluation in `folder`: headline metrics beside floors and, where given, targets."""
     tasks = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["tasks"]
-    floors = [name for name in ("constant", "question", "blind") if any(name in task["floors"] for task in tasks.values())]
+    floors = [
+        name for name in ("constant", "question", "blind") if any(name in task["floors"] for task in tasks.values())
+    ]
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("held-out task")
     for name in ("score", "95 %", *floors, *(["target"] if targets else [])):

@@ -3,8 +3,8 @@
 Knows: the files of the package `easy-vqa` 1.0 (64 x 64 PNG, questions.json), how its questions become samples.
 Does not know: tokens, metrics. `qvl data parts --only easy-vqa` fetches the files.
 
-Published: 87.6 % (CNN + LSTM). Without looking: always "yes" 37.33 %, the commonest training answer to the same question
-67.00 % (questions that are not yes-or-no, which the picture alone decides: 23.30 %).
+Published: 87.6 % (CNN + LSTM). Without looking: always "yes" 37.33 %; the commonest training answer to the same
+question 67.00 % (of the questions that are not yes-or-no, which the picture alone decides: 23.30 %).
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class EasyVqa:
         count = len(self._rows)
         chosen = range(count) if not 0 < most < count else [n * count // most for n in range(most)]
         return [
-            Sample(f"easy-vqa/{self._split}/q{i}", _task(self._rows[i][1]), self._ask(i), {"lang": "en"}) for i in chosen
+            Sample(f"easy-vqa/{self._split}/q{i}", _task(self._rows[i][1]), self._ask(i), {"lang": "en"})
+            for i in chosen
         ]
 
     def _ask(self, row: int, *, with_picture: bool = True) -> tuple[Message, Message]:

@@ -33,8 +33,8 @@ PICTURES_PER_KIND = 4
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task's outcome. `floors` and `gains` are keyed "constant" and "blind"; some tasks have "question" (what the words of the question tell); gains are paired differences of the
-    headline metric, ours minus the floor's."""
+    """One task's outcome. `floors` and `gains` are keyed "constant" and "blind", for some tasks "question" too (what
+    its words alone tell); gains are paired differences of the headline metric, ours minus the floor's."""
 
     title: str
     headline: str

@@ -3,10 +3,9 @@
 Knows: which numbers let a small model learn in minutes what a pretrained one knows. Does not know: checkpoints, parts
 taken from other models, training.
 
-A pretrained decoder has heads that look for the same thing elsewhere and copy it, and heads that know how far away they
-look. A random one must find both out before a loss moves at all. So some heads begin near them (after Trockman and
-Kolter, 2023, "Mimetic Initialization of Self-Attention Layers", who do it for the first two in trained ViTs' likeness);
-all remain ordinary weights.
+A pretrained decoder has heads that look for the same thing elsewhere and copy it, and heads that look by distance. A
+random one must find both out before a loss moves at all, so some heads begin near them (an idea of Trockman and
+Kolter, 2023, "Mimetic Initialization of Self-Attention Layers"). All remain ordinary weights.
 """
 
 from __future__ import annotations
@@ -67,8 +66,8 @@ def begin_with_likeness(decoder: Decoder) -> None:
 
 @torch.no_grad()
 def begin_with_places(decoder: Decoder, mark_D: Tensor) -> None:
-    """In the first layer, the heads beside the heads of likeness look at the mark before a picture, wherever they stand:
-    in turn by how many rows, and by how many columns, they are away from it.
+    """In the first layer, the heads beside those of likeness look at the mark before a picture from where they stand,
+    in turn by how many rows and by how many columns away they are.
 
     Rotary positions are relative, so without this nothing in a vision token says where in the picture it is, and "where
     is the dog?" stays unanswerable until such a head has been found by chance.

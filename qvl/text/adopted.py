@@ -107,7 +107,5 @@ def _adopt(content: dict[str, Any], specials: dict[str, int]) -> Adopted:
     rows += [-1] * len(missing)
     content["model"]["vocab"] = {token: i for i, token in enumerate([*ordinary, *missing])}
     names = QWEN2_VL.specials
-    tokenizer = Tokenizer(
-        Backend.from_str(json.dumps(content)), {name: len(rows) + i for i, name in enumerate(names)}
-    )
+    tokenizer = Tokenizer(Backend.from_str(json.dumps(content)), {name: len(rows) + i for i, name in enumerate(names)})
     return Adopted(tokenizer, (*rows, *(specials.get(name, -1) for name in names)))

@@ -1,6 +1,6 @@
 """Before a run: does it fit, how long does a step take, how large may pictures and packs be?
 
-Knows: how a mix of pictures fills packs, what of a device may be used, which option to change when something does not fit.
+Knows: how a mix of pictures fills packs, what of a device may be used, which option to change when it does not fit.
 Does not know: how bytes and operations of a step are counted (`cost`), the terminal.
 """
 
@@ -218,8 +218,8 @@ def _problem(
     if most.patches > stage.patches_per_pack or most.tokens > stage.tokens_per_pack:
         room = min(stage.patches_per_pack // geometry.merge**2, stage.tokens_per_pack - MARKS) * area
         return (
-            f"a picture of {most.hw[1]} x {most.hw[0]} takes {most.tokens:,} tokens and {most.patches:,} patches, a pack "
-            f"holds {stage.tokens_per_pack:,} and {stage.patches_per_pack:,}, so it would be left out: set max_pixels "
+            f"a picture of {most.hw[1]} x {most.hw[0]} takes {most.tokens:,} tokens and {most.patches:,} patches, a "
+            f"pack holds {stage.tokens_per_pack:,} and {stage.patches_per_pack:,}, so it would be left out: set max_pixels "
             f"to {room:,} or less, or raise tokens_per_pack and patches_per_pack"
         )
     usable = USABLE * device.memory

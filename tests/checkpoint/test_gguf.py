@@ -43,7 +43,7 @@ def test_fields(tmp_path: Path) -> None:
     fields = {"general.architecture": "llama", "n": 7, "eps": 0.5, "words": ["a", "ü"], "kinds": [1, 3]}
     opened = GGUF(write_gguf(tmp_path / "a.gguf", fields, {}))
     assert dict(opened.fields) == fields
-    with pytest.raises(ValueError, match="does not say llama.block_count"):
+    with pytest.raises(ValueError, match=r"does not say llama\.block_count"):
         opened.field("llama.block_count")
 
 
@@ -63,5 +63,5 @@ def test_files_that_are_wrong(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cut off: w needs bytes up to"):
         GGUF(file)
     file.write_bytes(whole[:60])
-    with pytest.raises(ValueError, match="damaged or cut off in its header"):
+    with pytest.raises(ValueError, match=r"damaged or cut off in its header"):
         GGUF(file)

@@ -68,7 +68,9 @@ def test_what_the_question_tells(folder: Path) -> None:
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("QVL_CACHE", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="easy-vqa .* is not on this machine: fetch it once with `qvl data parts"):
+    with pytest.raises(
+        FileNotFoundError, match=r"easy-vqa .* is not on this machine: fetch it once with `qvl data parts"
+    ):
         EasyVqa()
 
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from qvl.batch import IGNORE, Batch
 from qvl.inputs.sequence import Sequence
 from qvl.layers.attention import PackedContext
+from qvl.layers.places import PatchPlaces, resize_table, sine_table
 from qvl.models.keys import Entry, stored_tensors
 from qvl.models.qwen_vl.config import AdapterConfig, QwenVLConfig, TokenIds, with_image_size, with_vocabulary
 from qvl.models.qwen_vl.keymap import entries
 from qvl.models.qwen_vl.model import QwenVL
-from qvl.layers.places import PatchPlaces, resize_table, sine_table
 from qvl.models.registry import build_model, family, family_of, preset
 from qvl.train.objectives import OBJECTIVES
 

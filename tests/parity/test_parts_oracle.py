@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoint.containers import float32, write_gguf
 from torch import Tensor, nn
 
-from checkpoint.containers import float32, write_gguf
 from parity.handmade import randomise, relative
 from qvl.batch import Batch
 from qvl.checkpoint.language_part import fill_language, read_language_part

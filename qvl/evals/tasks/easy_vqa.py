@@ -31,7 +31,7 @@ class EasyVqaTask(Task):
         return [{"accuracy": right(s, r)} for s, r in zip(samples, replies, strict=True)]
 
     def from_question(self, train: Sequence[Sample], test: Sequence[Sample]) -> list[Reply]:
-        """The commonest training answer to the same question (to any, if it was never asked); the first asked of equals."""
+        """The commonest training answer to the same question (to any, if it was never asked)."""
         counts: dict[str, Counter[str]] = defaultdict(Counter)
         for sample in train:
             counts[question(sample)][true_answer(sample)] += 1

@@ -64,7 +64,9 @@ class Qwen2VLConfig:
 
     def __post_init__(self) -> None:
         if not self.vision.rope and not self.vision.table_side:
-            raise ValueError("a vision tower without rope needs a position table (table_side), or all places look alike")
+            raise ValueError(
+                "a vision tower without rope needs a position table (table_side), or all places look alike"
+            )
         if self.vision.width % self.vision.heads or (self.vision.width // self.vision.heads) % 4:
             raise ValueError(
                 f"vision width {self.vision.width} over {self.vision.heads} heads gives a head size that 2-D RoPE "

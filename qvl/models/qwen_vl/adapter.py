@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from qvl.layers.cross import attend_shared
 from qvl.layers.linear import FusedLinear
-from qvl.models.qwen_vl.config import AdapterConfig
 from qvl.layers.places import PatchPlaces, sine_table
+from qvl.models.qwen_vl.config import AdapterConfig
 
 _NORM_EPS = 1e-6
 

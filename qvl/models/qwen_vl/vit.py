@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from qvl.layers.attention import AttnContext
 from qvl.layers.linear import FusedLinear
+from qvl.layers.places import Grids, PatchPlaces
 from qvl.models.qwen_vl.adapter import Adapter
 from qvl.models.qwen_vl.config import AdapterConfig, VisionConfig
-from qvl.layers.places import Grids, PatchPlaces
 
 _NORM_EPS = 1e-6
 
