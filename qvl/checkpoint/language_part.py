@@ -78,7 +78,7 @@ def read_language_part(path: str | Path, sections: tuple[int, ...] | None = None
 
     Raises:
         FileNotFoundError: no such file or folder.
-        ValueError: neither Qwen2- nor Llama-shaped, or something not implemented (scaled rope, sliding windows).
+        ValueError: neither Qwen2- nor Llama-shaped, or not implemented (scaled rope, sliding windows).
     """
     path = Path(path)
     part = _from_folder(path) if path.is_dir() else _from_gguf(GGUF(path))
@@ -95,7 +95,7 @@ def mrope_sections(head_size: int) -> tuple[int, int, int]:
 
 @torch.no_grad()
 def fill_language(model: Qwen2VL, part: LanguagePart, rows: Sequence[int] | None = None, seed: int = 0) -> None:
-    """Copies the language model into `model`, whose vision half stays as it is. Missing biases (Llama) are zero.
+    """Copies the language model into `model`, whose vision half stays as it is. Biases that a Llama lacks are zero.
 
     Args:
         rows: of each id of the model's vocabulary, the part's row, or -1 for a token that the part does not have; ids

@@ -6,7 +6,7 @@ Does not know: the merger's two matrices (they begin at random), the language ha
 
 What is exact: a convolution over one picture is one over two equal frames with half the weights; its bias goes into the
 position table; the scale of a block's output (LayerScale) goes into the projection before it; the last norm is the
-merger's. What is not: the class token is left out, and CLIP's norms add 1e-5 to the variance where ours add 1e-6.
+merger's. What is not: the class token is left out, and CLIP's norms add 1e-5 to the variance, this tower's 1e-6.
 """
 
 from __future__ import annotations
@@ -24,80 +24,18 @@ from qvl.checkpoint.jsonfile import Fields
 from qvl.checkpoint.onnx import ONNX
 from qvl.checkpoint.parts import check_shapes
 from qvl.checkpoint.tensor_files import TensorFile, open_tensors
+from qvl.checkpoint.vision_names import CLIP, DINO, ONNX_POSITIONS, OPEN_CLIP, Names
 from qvl.checkpoint.weights import WeightFiles
 from qvl.models.keys import stored_tensors
 from qvl.models.qwen2_vl.config import VisionConfig
 from qvl.models.qwen2_vl.model import Qwen2VL
 
 Channels = tuple[float, float, float]
-IMAGENET: tuple[Channels, Channels] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET_PIXELS: tuple[Channels, Channels] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and deviation of pixels, as DINOv2 was trained."""
-CLIP: tuple[Channels, Channels] = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+CLIP_PIXELS: tuple[Channels, Channels] = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _MERGER = ("visual.merger.fc1.", "visual.merger.fc2.")
 _DINO_HEAD = 64
-
-
-@dataclass(frozen=True)
-class _Names:
-    """What a kind of file calls the pieces; prefixes of `weight` and `bias`, `{}` is a block's number."""
-
-    patch: str
-    positions: tuple[str, ...]
-    """Full names; laid end to end they are the class token's position and those of the patches."""
-    pre_norm: str
-    post_norm: str
-    attn_norm: str
-    qkv: tuple[str, ...]
-    out: str
-    mlp_norm: str
-    fc1: str
-    fc2: str
-    scales: tuple[str, str] | None = None
-    """LayerScale of the two halves of a block, full names."""
-
-
-_DINO_BLOCK = "encoder.layer.{}."
-_DINO = _Names(
-    patch="embeddings.patch_embeddings.projection.",
-    positions=("embeddings.position_embeddings",),
-    pre_norm="",
-    post_norm="layernorm.",
-    attn_norm=_DINO_BLOCK + "norm1.",
-    qkv=tuple(f"{_DINO_BLOCK}attention.attention.{n}." for n in ("query", "key", "value")),
-    out=_DINO_BLOCK + "attention.output.dense.",
-    mlp_norm=_DINO_BLOCK + "norm2.",
-    fc1=_DINO_BLOCK + "mlp.fc1.",
-    fc2=_DINO_BLOCK + "mlp.fc2.",
-    scales=(_DINO_BLOCK + "layer_scale1.lambda1", _DINO_BLOCK + "layer_scale2.lambda1"),
-)
-_ONNX_POSITIONS = ("embeddings.Concat_6", "embeddings.Reshape_1")
-"""The exporter took the table apart for its resizing; the two constants are named after their operations."""
-_CLIP_BLOCK = "encoder.layers.{}."
-_CLIP = _Names(
-    patch="embeddings.patch_embedding.",
-    positions=("embeddings.position_embedding.weight",),
-    pre_norm="pre_layrnorm.",  # spelled so
-    post_norm="post_layernorm.",
-    attn_norm=_CLIP_BLOCK + "layer_norm1.",
-    qkv=tuple(f"{_CLIP_BLOCK}self_attn.{n}_proj." for n in "qkv"),
-    out=_CLIP_BLOCK + "self_attn.out_proj.",
-    mlp_norm=_CLIP_BLOCK + "layer_norm2.",
-    fc1=_CLIP_BLOCK + "mlp.fc1.",
-    fc2=_CLIP_BLOCK + "mlp.fc2.",
-)
-_OPEN_BLOCK = "transformer.resblocks.{}."
-_OPEN_CLIP = _Names(
-    patch="conv1.",
-    positions=("positional_embedding",),
-    pre_norm="ln_pre.",
-    post_norm="ln_post.",
-    attn_norm=_OPEN_BLOCK + "ln_1.",
-    qkv=(_OPEN_BLOCK + "attn.in_proj_",),
-    out=_OPEN_BLOCK + "attn.out_proj.",
-    mlp_norm=_OPEN_BLOCK + "ln_2.",
-    fc1=_OPEN_BLOCK + "mlp.c_fc.",
-    fc2=_OPEN_BLOCK + "mlp.c_proj.",
-)
 
 
 @final
@@ -166,21 +104,21 @@ def fill_vision(model: Qwen2VL, part: VisionPart) -> None:
 def _from_dino(folder: Path, fields: Fields) -> VisionPart:
     fields.expect("hidden_act", "gelu", "DINOv2's activation")
     fields.expect("use_swiglu_ffn", False, "the giant DINOv2's feed-forward is not implemented")
-    weights = _Tensors.of_folder(folder, ("", "dinov2."), _DINO)
+    weights = _Tensors.of_folder(folder, ("", "dinov2."), DINO)
     width = fields.integer("hidden_size")
     mlp_ratio = fields.number("mlp_ratio", 4)
     config = _tower(weights, fields.integer("num_attention_heads"), int(width * mlp_ratio), "gelu")
-    return _part(str(folder), config, weights, _pixels(folder, IMAGENET))
+    return _part(str(folder), config, weights, _pixels(folder, IMAGENET_PIXELS))
 
 
 def _from_clip(folder: Path, fields: Fields) -> VisionPart:
     activation = fields.data.get("hidden_act") or "quick_gelu"
     if activation not in ("quick_gelu", "gelu"):
         raise ValueError(f"{fields.source}: hidden_act {activation!r} is not one of: quick_gelu, gelu")
-    weights = _Tensors.of_folder(folder, ("vision_model.", ""), _CLIP)
+    weights = _Tensors.of_folder(folder, ("vision_model.", ""), CLIP)
     heads = fields.integer("num_attention_heads")
     config = _tower(weights, heads, fields.integer("intermediate_size"), activation)
-    return _part(str(folder), config, weights, _pixels(folder, CLIP))
+    return _part(str(folder), config, weights, _pixels(folder, CLIP_PIXELS))
 
 
 def _from_open_clip(folder: Path) -> VisionPart:
@@ -190,7 +128,7 @@ def _from_open_clip(folder: Path) -> VisionPart:
     width = vision.integer("width")
     for name in ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"):
         if (folder / name).is_file():
-            weights = _Tensors.of_file(open_tensors(folder / name), ("visual.",), _OPEN_CLIP, str(folder / name))
+            weights = _Tensors.of_file(open_tensors(folder / name), ("visual.",), OPEN_CLIP, str(folder / name))
             break
     else:
         raise FileNotFoundError(f"no open_clip_model.safetensors or open_clip_pytorch_model.bin in {folder}")
@@ -198,16 +136,16 @@ def _from_open_clip(folder: Path) -> VisionPart:
     activation = "quick_gelu" if settings.flag("quick_gelu", False) else "gelu"
     config = _tower(weights, heads, int(width * vision.number("mlp_ratio", 4.0)), activation)
     pixels = fields.child("preprocess_cfg").data
-    mean, std = pixels.get("mean", CLIP[0]), pixels.get("std", CLIP[1])
+    mean, std = pixels.get("mean", CLIP_PIXELS[0]), pixels.get("std", CLIP_PIXELS[1])
     return _part(str(folder), config, weights, (tuple(mean), tuple(std)))
 
 
 def _from_onnx(file: Path) -> VisionPart:
-    names = replace(_DINO, positions=_ONNX_POSITIONS)
+    names = replace(DINO, positions=ONNX_POSITIONS)
     weights = _Tensors.of_file(ONNX(file), ("backbone.", "dinov2.", ""), names, str(file))
     width, mlp_hidden = weights.shape(names.patch + "weight")[0], weights.shape(names.fc1.format(0) + "weight")[0]
     # The graph does not say it, but every DINOv2 has heads of 64.
-    return _part(str(file), _tower(weights, width // _DINO_HEAD, mlp_hidden, "gelu"), weights, IMAGENET)
+    return _part(str(file), _tower(weights, width // _DINO_HEAD, mlp_hidden, "gelu"), weights, IMAGENET_PIXELS)
 
 
 def _pixels(folder: Path, default: tuple[Channels, Channels]) -> tuple[Channels, Channels]:
@@ -272,14 +210,14 @@ def _ours(config: VisionConfig, weights: _Tensors) -> Iterator[tuple[str, Tensor
 
 @final
 class _Tensors:
-    """Tensors by the names of `_Names`, whatever stands before them."""
+    """Tensors by the names of `Names`, whatever stands before them."""
 
     def __init__(
         self,
         shapes: dict[str, tuple[int, ...]],
         read: Callable[[str], Tensor],
         prefixes: tuple[str, ...],
-        names: _Names,
+        names: Names,
         source: str,
     ) -> None:
         self.names = names
@@ -293,12 +231,12 @@ class _Tensors:
         self._prefix = found[0]
 
     @classmethod
-    def of_folder(cls, folder: Path, prefixes: tuple[str, ...], names: _Names) -> _Tensors:
+    def of_folder(cls, folder: Path, prefixes: tuple[str, ...], names: Names) -> _Tensors:
         files = WeightFiles.find(folder)
         return cls(dict(files.shapes), lambda name: next(files.read([name])), prefixes, names, str(folder))
 
     @classmethod
-    def of_file(cls, file: TensorFile, prefixes: tuple[str, ...], names: _Names, source: str) -> _Tensors:
+    def of_file(cls, file: TensorFile, prefixes: tuple[str, ...], names: Names, source: str) -> _Tensors:
         return cls(file.shapes(), file.get, prefixes, names, source)
 
     def has(self, name: str) -> bool:

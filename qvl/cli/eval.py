@@ -9,6 +9,7 @@ from typing import Literal
 def evaluate_model(
     *,
     model: str,
+    task: Literal["world", "easy-vqa"] = "world",
     split: Literal["dev", "test"] = "test",
     samples: int = 200,
     floors: bool = True,
@@ -17,12 +18,13 @@ def evaluate_model(
     device: str = "cpu",
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
-    """Measures a model on held-out scenes of the embedded world and saves every prediction.
+    """Measures a model on held-out scenes of the embedded world, or on easy-VQA, and saves every prediction.
 
     Args:
         model: folder of the model (or hub id).
+        task: world, or easy-vqa (a public benchmark of drawn shapes; `qvl data parts --only easy-vqa` fetches it).
         split: which held-out scenes; dev is for choosing, test for reporting.
-        samples: questions per task.
+        samples: questions per task (easy-vqa: 0 = all 9,673).
         floors: measure the best constant answer and the model without the picture too.
         recipe: where the world is described (default: config.yaml of the run that the model lies in, else the
             default world, asked in plain questions).
@@ -32,7 +34,7 @@ def evaluate_model(
         dtype: of the weights while computing.
     """
     import qvl
-    from qvl.cli.measure import measure, print_scores
+    from qvl.cli.measure import measure, measure_easy_vqa, print_scores
     from qvl.cli.recipe import read_recipe
     from qvl.data.world import WorldConfig
 
@@ -40,11 +42,14 @@ def evaluate_model(
     described = recipe or (of_run if of_run.is_file() else None)
     world = read_recipe(described).stages[-1].world if described else WorldConfig(style="chat")
     if out is None:
-        out = (
-            of_run.parent / "measured" / split if of_run.is_file() else Path("runs/measured") / Path(model).name / split
-        )
+        name = split if task == "world" else task
+        out = of_run.parent / "measured" / name if of_run.is_file() else Path("runs/measured") / Path(model).name / name
     vlm = qvl.load(model, device=device, dtype=dtype)
-    stamp = {"model": model, "world": str(described or "default"), "device": device, "dtype": dtype}
-    result = measure(vlm.engine, world, split, samples, out, floors=floors, stamp=stamp)
-    print_scores(out, {}, f"{model}: {len(result.predictions)} questions of {split}")
+    stamp = {"model": model, "device": device, "dtype": dtype}
+    if task == "easy-vqa":
+        result = measure_easy_vqa(vlm.engine, samples, out, style=world.style, floors=floors, stamp=stamp)
+    else:
+        stamp["world"] = str(described or "default")
+        result = measure(vlm.engine, world, split, samples, out, floors=floors, stamp=stamp)
+    print_scores(out, {}, f"{model}: {len(result.predictions)} questions of {task} {split}")
     print(f"Every prediction: {out / 'predictions.jsonl'}")

@@ -16,12 +16,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from qvl.data.easy_vqa import EasyVqa, Style
 from qvl.data.records import Sample
 from qvl.data.world import World, WorldConfig
 from qvl.data.world.config import Split
 from qvl.engine.api import Generator
 from qvl.evals.runner import EvalResult, evaluate
 from qvl.evals.tasks.base import Format, Task
+from qvl.evals.tasks.easy_vqa import EasyVqaTask
 from qvl.evals.tasks.world import world_samples, world_suite
 from qvl.viz.numbers import metric_name, show, show_interval
 
@@ -67,6 +69,35 @@ def measure(
     )
 
 
+def measure_easy_vqa(
+    generator: Generator,
+    questions: int,
+    out_dir: Path,
+    *,
+    style: Style = "chat",
+    chat_format: Format | None = None,
+    floors: bool = False,
+    stamp: Mapping[str, Any] | None = None,
+    at_once: int = 16,
+) -> EvalResult:
+    """Asks `questions` of easy-VQA's 9,673 test questions (0 = all). Arguments as `measure`.
+
+    Raises:
+        FileNotFoundError: the questions were not fetched yet.
+    """
+    return evaluate(
+        generator,
+        (EasyVqaTask(),),
+        EasyVqa("test", style=style).questions(questions),
+        out_dir,
+        batch_size=at_once,
+        chat_format=chat_format,
+        floor_samples=EasyVqa("train", style=style).questions() if floors else (),
+        blind_floor=floors,
+        stamp={**(stamp or {}), "questions": questions or "all"},
+    )
+
+
 def _samples(world: World, split: Split, per_task: int, suite: tuple[Task, ...]) -> list[Sample]:
     """Of every task, the kinds of question that the world's config gives a weight."""
     asked = {kind for kind, weight in world.config.tasks.items() if weight > 0}
@@ -81,7 +112,9 @@ def _samples(world: World, split: Split, per_task: int, suite: tuple[Task, ...])
 def print_scores(folder: Path, targets: Mapping[str, float], title: str) -> None:
     """A table on stdout from the evaluation in `folder`: headline metrics beside floors and, where given, targets."""
     tasks = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["tasks"]
-    floors = [name for name in ("constant", "blind") if any(name in task["floors"] for task in tasks.values())]
+    floors = [
+        name for name in ("constant", "question", "blind") if any(name in task["floors"] for task in tasks.values())
+    ]
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("held-out task")
     for name in ("score", "95 %", *floors, *(["target"] if targets else [])):

@@ -15,17 +15,20 @@ from datetime import date
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from qvl.checkpoint.adapter import save_adapter
-from qvl.cli.measure import measure
+from qvl.cli.measure import measure, measure_easy_vqa
 from qvl.cli.recipe import differences, read_recipe, recipe_text
 from qvl.cli.shared import measure_together
 from qvl.cli.sheet import write_first_look
 from qvl.cli.start import begin, for_training, processor_of
+from qvl.engine.api import Generator
 from qvl.engine.generate import Engine
 from qvl.engine.vlm import VLM
+from qvl.evals.runner import EvalResult
 from qvl.inputs.processor import Processor
 from qvl.models.lora import merge_lora
 from qvl.models.vlm import VisionLanguageModel
@@ -143,20 +146,17 @@ def _measure_stage(
     if not stage.evaluate or config.data.files:  # the tasks are those of the embedded world
         return
     assert isinstance(model, VisionLanguageModel)
-    measure_together(
-        Engine(model, processor.with_options(chat_format=stage.chat_format)),
-        ranks,
-        lambda generator: measure(
-            generator,
-            stage.world,
-            "dev",
-            config.eval_samples,
-            Path(config.run) / "eval" / stage.name,
-            chat_format=stage.chat_format,
-            stamp={"stage": stage.name, "seed": config.seed},
-            at_once=16 * ranks.place.size,
-        ),
-    )
+    out = Path(config.run) / "eval" / stage.name
+    engine = Engine(model, processor.with_options(chat_format=stage.chat_format))
+    stamp = {"stage": stage.name, "seed": config.seed}
+
+    def ask(generator: Generator) -> EvalResult:
+        common: dict[str, Any] = {"chat_format": stage.chat_format, "stamp": stamp, "at_once": 16 * ranks.place.size}
+        if stage.source == "easy_vqa":
+            return measure_easy_vqa(generator, config.eval_samples, out, style=stage.world.style, **common)
+        return measure(generator, stage.world, "dev", config.eval_samples, out, **common)
+
+    measure_together(engine, ranks, ask)
 
 
 def _write_summary(

@@ -33,8 +33,8 @@ PICTURES_PER_KIND = 4
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task's outcome. `floors` and `gains` are keyed "constant" and "blind"; gains are paired differences of the
-    headline metric, ours minus the floor's."""
+    """One task's outcome. `floors` and `gains` are keyed "constant" and "blind", for some tasks "question" too (what
+    its words alone tell); gains are paired differences of the headline metric, ours minus the floor's."""
 
     title: str
     headline: str
@@ -100,6 +100,8 @@ def evaluate(
             if floor_samples:
                 floor = constant_floor(task, floor_samples, own)
                 constants, others["constant"] = floor.chosen, task.judge(own, floor.replies)
+                if told := task.from_question(floor_samples, own):
+                    others["question"] = task.judge(own, told)
             if blind_floor:
                 others["blind"] = task.judge(own, asker.ask(task, [blind(s) for s in own]))
             results[task.name] = _result(task, own, scores, others, constants)

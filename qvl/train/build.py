@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
+from qvl.data.easy_vqa import EasyVqa
 from qvl.data.packing import SampleSource
 from qvl.data.records import Sample
 from qvl.data.user import UserSource
@@ -133,22 +134,22 @@ def token_ids(tokenizer: Tokenizer) -> TokenIds:
 
 
 def sample_source(config: TrainConfig, stage: StageConfig) -> SampleSource:
-    """The training samples of a stage: the recipe's files if it names some, else the stage's world.
+    """The training samples of a stage: the recipe's files if it names some, else what the stage names.
+
+    Every stage and every run seed has scenes, or an order, of its own.
 
     Raises:
         ValueError, FileNotFoundError: see `UserSource`; or files for an objective that only worlds can serve.
     """
+    own_seed = config.seed + _STAGE_SEEDS * config.stages.index(stage)
+    world = replace(stage.world, seed=stage.world.seed + own_seed)
+    if not config.data.files and stage.source == "easy_vqa":
+        return EasyVqa("train", style=world.style, turns=world.turns, seed=world.seed)
     if not config.data.files:
-        return world_source(config, stage)
+        return WorldSource(world)
     if stage.objective != "next_token":
         raise ValueError(f"{stage.name}: objective {stage.objective} is for the embedded world, files have next_token")
-    return UserSource(config.data, config.seed + _STAGE_SEEDS * config.stages.index(stage))
-
-
-def world_source(config: TrainConfig, stage: StageConfig) -> WorldSource:
-    """The training samples of a stage; every stage and every run seed has scenes of its own."""
-    seed = stage.world.seed + config.seed + _STAGE_SEEDS * config.stages.index(stage)
-    return WorldSource(replace(stage.world, seed=seed))
+    return UserSource(config.data, own_seed)
 
 
 @final

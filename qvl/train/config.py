@@ -56,6 +56,9 @@ class StageConfig:
     """Share of the run's `minutes` (if `steps` and `epochs` are 0)."""
     world: WorldConfig = field(default_factory=WorldConfig)
     """The embedded world's tasks, sizes and turns of this stage."""
+    source: Literal["world", "easy_vqa"] = "world"
+    """What is read: the embedded world, or easy-VQA's training pictures (`qvl data parts --only easy-vqa`), of which
+    `world` then says `style`, `turns`, `seed` and, by `sizes`, how large they are shown."""
     chat_format: Literal["chatml", "raw"] = "raw"
     objective: Literal["next_token", "told", "match"] = "next_token"
     """`told`: pictures are told in words (`world.medium: words`), for the language model alone. `match`: vision tokens

@@ -3,8 +3,8 @@
 Knows: what a forward pass keeps for the backward pass, layer by layer; what optimizers keep; where memory peaks.
 Does not know: pictures, recipes, devices' prices (`plan`).
 
-Training is in float32. Checked against autograd's own saved tensors (equal to 1 %, tests/train/test_cost.py) and
-against the measured peak of whole steps (`bench/plan.py`).
+Training is in float32. Checked against autograd's own saved tensors (tests/train/test_cost.py) and against the measured
+peak of whole steps (`bench/plan.py`).
 """
 
 from __future__ import annotations

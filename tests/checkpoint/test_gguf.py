@@ -63,5 +63,5 @@ def test_files_that_are_wrong(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cut off: w needs bytes up to"):
         GGUF(file)
     file.write_bytes(whole[:60])
-    with pytest.raises(ValueError, match="damaged or cut off in its header"):
+    with pytest.raises(ValueError, match=r"damaged or cut off in its header"):
         GGUF(file)

@@ -11,14 +11,9 @@ from PIL import Image
 
 import qvl
 from qvl.data.packing import PackLimits, packs
-from qvl.engine.api import Request, Sampling
-from qvl.engine.generate import Engine
-from qvl.engine.limits import Limits
 from qvl.engine.vlm import VLM
 from qvl.inputs.processor import Processor, ProcessorConfig
-from qvl.layers.decoder import BeyondTraining
-from qvl.models.qwen_vl.model import QwenVL
-from qvl.train.build import build, world_source
+from qvl.train.build import build, sample_source
 from qvl.train.config import StageConfig, TrainConfig
 from qvl.train.objectives import OBJECTIVES
 from qvl.train.optim import part_of
@@ -83,68 +78,10 @@ def test_a_processor_of_another_size_is_refused(built) -> None:
 def test_every_part_gets_gradients_where_it_takes_part(built, tasks) -> None:
     stage = replace(PLAIN, world=replace(PLAIN.world, tasks=tasks))
     config = TrainConfig("unused", (stage,), model="tiny-qwen-vl")
-    pack = next(packs(world_source(config, stage), built.processor, PackLimits(400, 400), "raw"))
+    pack = next(packs(sample_source(config, stage), built.processor, PackLimits(400, 400), "raw"))
     built.model.train().zero_grad()
     OBJECTIVES["next_token"].losses(built.model, pack.batch).sum().backward()
     moved = {part_of(n) for n, p in built.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     built.model.eval()
     assert moved == ({"vision", "merger", "text"} if "what" in tasks else {"text"})
     assert torch.isfinite(built.model.embed.weight.grad).all()
-
-
-@pytest.fixture(scope="module")
-def short_trained(built) -> VLM:
-    """The same weights in a model that was, it says, trained on 40 tokens: longer prompts turn slower."""
-    text = replace(built.model.config.text, beyond=BeyondTraining(40))
-    model = QwenVL(replace(built.model.config, text=text)).eval()
-    model.load_state_dict(built.model.state_dict())
-    return VLM(model, built.processor.with_options(resize="exact", chat_format="chatml"))
-
-
-def test_beyond_the_trained_length_in_pieces_and_among_others(short_trained) -> None:
-    """Angles are those of the whole prompt from its first piece on, and stay while the reply grows."""
-    model, processor = short_trained.model, short_trained.processor
-    messages = [
-        ask("short"),
-        ask("a long one: " + "red blue " * 30),
-        ask("longer, with a picture " * 12, picture(50, 80)),
-    ]
-    requests = [Request(m, Sampling(max_new_tokens=30)) for m in messages]
-    pieces = Engine(model, processor, Limits(max_batch_tokens=16, page_tokens=8)).generate(requests)
-    for request, reply in zip(requests, pieces, strict=True):
-        alone = Engine(model, processor).generate([request])[0]
-        assert reply.token_ids == alone.token_ids
-        # worst seen 1.4e-6
-        assert reply.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
-        batch = processor([request.messages], generation_prompt=True)
-        with torch.no_grad():
-            whole = model(batch, rows=batch.last_rows).log_softmax(-1).max()
-        assert reply.logprobs[0] == pytest.approx(float(whole), abs=1e-5)
-
-
-def test_prompts_that_turn_at_another_pace_share_nothing(short_trained) -> None:
-    engine = Engine(short_trained.model, short_trained.processor, Limits(page_tokens=8))
-
-    def cached(words: int) -> int:
-        request = Request(ask("red blue " * words), Sampling(max_new_tokens=2))
-        usage = engine.generate([request])[0].usage
-        assert usage.prompt_tokens > words
-        return usage.cached_tokens
-
-    tokens = [
-        len(short_trained.processor([ask("red blue " * n)], generation_prompt=True).tokens_T) for n in (12, 15, 60)
-    ]
-    assert 40 < tokens[0] < tokens[1] <= 80 < tokens[2] <= 160
-    assert [cached(12) > 0, cached(15) > 0, cached(60) > 0] == [False, True, False]
-
-
-def test_the_path_of_a_picture_is_not_its_content(vlm, tmp_path) -> None:
-    """The letters of the path are ids under the picture; vision tokens overwrite them."""
-    paths = [tmp_path / "a.png", tmp_path / "another.png"]
-    for path in paths:
-        picture(60, 60, 5).save(path)
-    engine = Engine(vlm.model, vlm.processor, Limits(page_tokens=8))
-    first, second = (engine.generate([Request(ask("What?", str(p)), Sampling(8))])[0] for p in paths)
-    assert second.usage.cached_tokens > first.usage.vision_tokens
-    assert second.usage.milliseconds["vision"] == 0
-    assert second.token_ids == first.token_ids

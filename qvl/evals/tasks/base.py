@@ -82,6 +82,10 @@ class Task(ABC):
         counts = Counter(true_answer(s) for s in samples)
         return [Constant(text) for text, _ in counts.most_common(MOST_FREQUENT)]
 
+    def from_question(self, train: Sequence[Sample], test: Sequence[Sample]) -> list[Reply] | None:
+        """Replies learned from the words of training questions alone, a floor; None = this task has no such floor."""
+        return None
+
     def score(self, samples: Sequence[Sample], replies: Sequence[Reply]) -> dict[str, Metric]:
         """Metrics with 95 % intervals: each name over all samples, and as `name/lang=en` per group."""
         return self.summarise(samples, self.judge(samples, replies))
