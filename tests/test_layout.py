@@ -14,7 +14,8 @@ from qvl.cli.main import VERBS
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "qvl").rglob("*.py"))
 MAX_FILE_LINES = 300
-MAX_FUNCTION_LINES = 60
+MAX_FUNCTION_LINES = 50
+"""Without the docstring: a verb's tells every option."""
 UNFINISHED = re.compile("|".join(("TO" + "DO", "FIX" + "ME", "X" * 3)))
 MACHINE_PATHS = re.compile(r"(?<![\w.])/(?:" + "|".join(("work", "opt/(?:wheels|pypi)", "root")) + r")/")
 
@@ -37,7 +38,8 @@ def test_files_and_functions_are_short(path: Path) -> None:
     assert text.count("\n") < MAX_FILE_LINES
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            told = len(node.body[0].value.value.splitlines()) if ast.get_docstring(node) else 0
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1 - told
             assert lines < MAX_FUNCTION_LINES, f"{node.name} has {lines} lines"
 
 
