@@ -23,7 +23,7 @@ _SCALE = 8.0
 """Inverse temperature of the cosine between a vision token and a word: so low that only a cosine near 1 among a hundred
 words is cheap. (At 20 a cosine of 0.5 is enough to win, and a language model that knows only words does not find them
 again.)"""
-_TOLD_NOISE = 0.6
+_TOLD_NOISE = 0.25
 """Length of the noise on a told word, relative to the word's."""
 _LENGTH_WEIGHT = 0.1
 """Weight of the vision tokens' length beside the match."""
