@@ -12,10 +12,10 @@ from typing import Any, final
 from qvl.data.world import facts
 from qvl.data.world.compose import Composer
 from qvl.data.world.config import Split
-from qvl.data.world.phrases import place
 from qvl.data.world.questions import Asker, Caption, Turn, box_text
 from qvl.data.world.scene import Placed, Scene
 from qvl.data.world.story import Activity, Story, scene_meta
+from qvl.data.world.vqa import where_words
 from qvl.text.grounding import ref
 from qvl.text.messages import Image
 
@@ -70,15 +70,15 @@ def _follow_ups(scene: Scene, focus: Placed, asker: Asker) -> list[Turn]:
         turns.append(Turn("dialogue", asker.say(key, **values), answer, about, boxes))
 
     if facts.cell_is_clear(scene, focus):
-        add("where", "it_where", place(asker.language, facts.cell(scene, focus)))
+        add("where", "it_where", where_words(scene, focus, asker))
     for other in scene.objects:
         if other is focus:
             continue
         b = asker.the(other.concept)
         if side := facts.horizontal(scene, focus, other):
-            add("left_right", "it_left_right", asker.say(side), b=b)
+            add("left_right", "it_left_right", asker.word("left_right", asker.say(side)), b=b)
         if side := facts.vertical(scene, focus, other):
-            add("above_below", "it_above_below", asker.say(side), b=b)
+            add("above_below", "it_above_below", asker.word("above_below", asker.say(side)), b=b)
         if facts.is_bigger(focus, other) or facts.is_bigger(other, focus):
             add("bigger", "it_bigger", asker.say("yes" if facts.is_bigger(focus, other) else "no"), b=b)
     for relation in (facts.horizontal, facts.vertical):

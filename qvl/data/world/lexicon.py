@@ -53,7 +53,9 @@ def _filled(template: str, concepts: tuple[Concept, ...]) -> list[str]:
     colours = [zh for zh, _ in COLOURS.values()] if "colour" in holes else [""]
     names = [c.zh for c in concepts] if holes & set(_NAMED) else [""]
     return [
-        template.format(**dict.fromkeys(_NAMED, name), place=place, colour=colour, question="", box="", preface="")
+        template.format(
+            **dict.fromkeys(_NAMED, name), place=place, colour=colour, word=colour, question="", box="", preface=""
+        )
         for name in names
         for place in places
         for colour in colours

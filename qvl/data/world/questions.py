@@ -62,9 +62,13 @@ class Asker:
     def thing(self, concept: Concept) -> str:
         """A thing as the whole answer: "dog" after "Answer:", "a dog" in a conversation.
 
-        So an English name follows a space wherever it stands, and is the same tokens everywhere.
+        So an English name follows a space wherever it stands, and is the same tokens everywhere; `word` likewise.
         """
         return self.a(concept) if self.style == "chat" else self.name(concept)
+
+    def word(self, task: str, word: str) -> str:
+        """A colour, side or place as the whole answer: "blue" after "Answer:", "it is blue" in a conversation."""
+        return self.say(f"says_{task}", word=word) if self.style == "chat" else word
 
     def prompt(self, key: str) -> str:
         """A prompt that has its own wording in chat."""

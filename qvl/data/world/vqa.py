@@ -88,7 +88,7 @@ class Background(Question):
         if scene.background not in COLOURS:
             return None
         colour = COLOURS[scene.background][0] if asker.language == "zh" else scene.background
-        return _turn(self.name, asker.say("background"), colour, asker, {})
+        return _turn(self.name, asker.say("background"), asker.word(self.name, colour), asker, {})
 
 
 @final
@@ -119,8 +119,14 @@ class Where(Question):
             return None
         placed = asker.pick(clear)
         text = asker.say("where", the=asker.the(placed.concept))
-        answer = place(asker.language, facts.cell(scene, placed))
+        answer = where_words(scene, placed, asker)
         return _turn(self.name, text, answer, asker, {"name": placed.concept.en})
+
+
+def where_words(scene: Scene, placed: Placed, asker: Asker) -> str:
+    """The part of the picture as the whole answer: "top left" after "Answer:", "it is at the top left" in a talk."""
+    words = at_place if asker.style == "chat" else place
+    return asker.word("where", words(asker.language, facts.cell(scene, placed)))
 
 
 @final
@@ -147,7 +153,7 @@ def _relation(task: str, relation: Any, scene: Scene, asker: Asker) -> Turn | No
     a, b = asker.pick(pairs)
     text = asker.say(task, a=asker.the(a.concept), b=asker.the(b.concept))
     about = {"a": a.concept.en, "b": b.concept.en}
-    return _turn(task, text, asker.say(relation(scene, a, b)), asker, about)
+    return _turn(task, text, asker.word(task, asker.say(relation(scene, a, b))), asker, about)
 
 
 def _turn(task: str, text: str, answer: str, asker: Asker, about: dict[str, Any]) -> Turn:

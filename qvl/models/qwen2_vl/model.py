@@ -27,5 +27,6 @@ class Qwen2VL(VisionLanguageModel):
 
     def init_weights(self, seed: int) -> None:
         super().init_weights(seed)
-        if len(self.config.text.rope_sections) == 3:
-            fresh.begin_with_places(self.decoder, self.embed.weight[self.config.ids.vision_start])
+        mark = self.config.ids.vision_start
+        if len(self.config.text.rope_sections) == 3 and mark < self.config.vocab_size:
+            fresh.begin_with_places(self.decoder, self.embed.weight[mark])
