@@ -47,7 +47,8 @@ def test_it_is_what_the_server_expects(live):
     assert all(t.top[0][2] == t.logprob and t.top[0][1] == t.data for t in reply.token_logprobs)
     assert set(reply.usage.milliseconds) == {"queue", "decode", "resize", "vision", "prefill", "generate"}
     stats = engine.stats()
-    assert (stats.requests, stats.completion_tokens, stats.running, stats.pages_used) == (1, 9, 0, 0)
+    assert (stats.requests, stats.running, stats.pages_used) == (1, 0, 0)
+    assert stats.completion_tokens == reply.usage.completion_tokens == len(reply.token_ids)
 
 
 def test_the_reply_can_be_asked_for_again(live):
@@ -165,7 +166,7 @@ def requests(rng: random.Random, count: int) -> list[Request]:
         two = [picture(30, 60, i), picture(60, 30, i % 2)]
         parts: list = rng.choice([[], [], [picture(60, 90, i % 3)], two, [clip(4, 56, 56, i % 2)]])
         temperature = rng.choice([0.0, 0.0, 1.0])
-        sampling = Sampling(rng.randint(1, 40), temperature, seed=i, stop_on_repetition=False)
+        sampling = Sampling(rng.randint(1, 60), temperature, seed=i, stop_on_repetition=False)
         made.append(Request(user(*parts, words), sampling))
     return made
 
@@ -175,7 +176,7 @@ def test_nothing_is_lost_leaked_or_changed_under_random_traffic(model, processor
     rng = random.Random(seed)
     asked = requests(rng, count)
     alone = [Engine(model, processor).generate([request])[0] for request in asked]
-    limits = Limits(max_rows=5, max_batch_tokens=40, max_batch_patches=40, cache_tokens=400, page_tokens=8)
+    limits = Limits(max_rows=5, max_batch_tokens=40, max_batch_patches=40, cache_tokens=144, page_tokens=8)
     live = Live(model, processor, limits)
     replies: dict[int, Reply] = {}
     leave = {i for i in range(count) if rng.random() < 0.2}
