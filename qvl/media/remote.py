@@ -58,6 +58,8 @@ def fetch(url: str, policy: RemotePolicy, *, resolve: Resolve = socket.getaddrin
         address = _public_address(parts, resolve)
         try:
             answer = _get(parts, address, policy, deadline)
+        except TimeoutError as error:
+            raise ValueError(f"cannot fetch {_short(url)}: it is not there within {policy.timeout_s:g} s") from error
         except (OSError, http.client.HTTPException) as error:
             raise ValueError(f"cannot fetch {_short(url)}: {error or type(error).__name__}") from error
         if isinstance(answer, bytes):

@@ -48,7 +48,9 @@ class Canned:
             yield piece
             if self.interrupt:
                 raise KeyboardInterrupt
-        self.reply = Reply(self.text, (1,), "length", self.boxes, Usage(9, 4, 1, ((56, 84),), 0, {"prefill": 1200.0}))
+        self.reply = Reply(
+            self.text, (1,), "length", self.boxes, Usage(9, 4, 1, ((56, 84),), milliseconds={"prefill": 1200.0})
+        )
 
 
 def talk(model: Canned, lines: Iterable[str], folder, terminal: bool = False) -> tuple[str, str]:
@@ -192,6 +194,7 @@ def test_one_question_is_answered_on_standard_output(tmp_path, cat, monkeypatch,
         chat("where?", model="m", image="nowhere.png")
     with pytest.raises(ValueError, match="question is empty"):
         chat(" ", model="m")
+    model.boxes = ()
     monkeypatch.setattr("sys.stdin", io.StringIO("and\nthis?"))
     chat("-", model="m")
     assert model.asked[-1][0]["content"] == [{"type": "text", "text": "and\nthis?"}]

@@ -79,7 +79,7 @@ class Web(BaseHTTPRequestHandler):
         elif self.path == "/drip":
             self.send_response(200)
             self.end_headers()
-            for _ in range(100):
+            for _ in range(10_000):
                 self.wfile.write(b".")
                 time.sleep(0.05)
         else:
@@ -143,9 +143,9 @@ def test_large_slow_broken_and_missing_files(web):
     with pytest.raises(ValueError, match="larger than 999 bytes"):
         fetch(f"{base}/picture", RemotePolicy(("*",), max_bytes=999), resolve=here)
     started = time.monotonic()
-    with pytest.raises(ValueError, match="takes too long"):
+    with pytest.raises(ValueError, match=r"not there within 0\.3 s"):
         fetch(f"{base}/drip", RemotePolicy(("*",), timeout_s=0.3), resolve=here)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 60
     with pytest.raises(ValueError, match="status 404"):
         fetch(f"{base}/missing", ANY, resolve=here)
     with pytest.raises(ValueError, match=r"ended 1 bytes early|cannot fetch"):

@@ -102,6 +102,8 @@ class CannedTicket:
         )
         finish = "cancelled" if self._cancelled.is_set() else "length" if cut else self._engine.finish
         ms = {"queue": 1.0, "prefill": 20.0, "generate": 30.0}
-        usage = Usage(10 + len(media), 4 * len(media), len(tokens), tuple(sizes), 1, 3, ms)
+        usage = Usage(
+            10 + len(media), 4 * len(media), len(tokens), tuple(sizes), cache_hits=1, cached_tokens=3, milliseconds=ms
+        )
         ids = tuple(t.token_id for t in tokens)
         return Reply(said, ids, finish, boxes, usage, (), tuple(tokens), self._engine.problem)
