@@ -6,7 +6,8 @@ Knows: the order of things. Does not know: what messages mean (`conversation`), 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any, final
 
 from starlette.concurrency import run_in_threadpool
@@ -55,11 +56,16 @@ class ChatEndpoint:
         answer = _Answer(body, question, relay, Envelope(self._engine.model_name))
         items = self._timed(relay.items(request.receive, self._config.limits.request_s), started)
         if body.stream:
-            first = await anext(items)
-            answer.refuse_early(first[1])
+            try:
+                first = await anext(items)
+                answer.refuse_early(first[1])
+            except BaseException:
+                await items.aclose()
+                raise
             return EventStream(answer.events(first, items), self._config.limits.write_s)
-        async for number, item in items:
-            answer.take(number, item)
+        async with aclosing(items):
+            async for number, item in items:
+                answer.take(number, item)
         if relay.why == "gone":
             return Response(status_code=CLIENT_GONE)
         return JSONResponse(answer.completion())
@@ -75,14 +81,15 @@ class ChatEndpoint:
             raise ApiError(str(error)) from error
 
     async def _timed(
-        self, items: AsyncIterator[tuple[int, Delta | Reply]], started: float
-    ) -> AsyncIterator[tuple[int, Delta | Reply]]:
+        self, items: AsyncGenerator[tuple[int, Delta | Reply]], started: float
+    ) -> AsyncGenerator[tuple[int, Delta | Reply]]:
         first = True
-        async for item in items:
-            if first:
-                self._metrics.took("time_to_first_token", time.monotonic() - started)
-                first = False
-            yield item
+        async with aclosing(items):
+            async for item in items:
+                if first:
+                    self._metrics.took("time_to_first_token", time.monotonic() - started)
+                    first = False
+                yield item
         self._metrics.took("request", time.monotonic() - started)
 
 
@@ -119,16 +126,17 @@ class _Answer:
         return self._envelope.completion([choice.whole(self._relay.why) for choice in self._choices], self._usage())
 
     async def events(
-        self, first: tuple[int, Delta | Reply], rest: AsyncIterator[tuple[int, Delta | Reply]]
+        self, first: tuple[int, Delta | Reply], rest: AsyncGenerator[tuple[int, Delta | Reply]]
     ) -> AsyncGenerator[dict[str, Any]]:
-        for choice in range(len(self._choices)):
-            start = {"index": choice, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-            yield self._envelope.chunk([start | {"logprobs": None}])
-        for piece in self.take(*first):
-            yield self._envelope.chunk([piece])
-        async for number, item in rest:
-            for piece in self.take(number, item):
+        async with aclosing(rest):
+            for choice in range(len(self._choices)):
+                start = {"index": choice, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+                yield self._envelope.chunk([start | {"logprobs": None}])
+            for piece in self.take(*first):
                 yield self._envelope.chunk([piece])
+            async for number, item in rest:
+                for piece in self.take(number, item):
+                    yield self._envelope.chunk([piece])
         if self._with_usage:
             yield self._envelope.chunk([], self._usage())
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, Literal, final
 
 from qvl.engine.api import Delta, LiveEngine, Reply, Request, Ticket
@@ -54,7 +54,7 @@ class Relay:
 
     async def items(
         self, receive: Callable[[], Awaitable[Any]], limit_s: float
-    ) -> AsyncIterator[tuple[int, Delta | Reply]]:
+    ) -> AsyncGenerator[tuple[int, Delta | Reply]]:
         """
         Args:
             receive: the ASGI channel, its body read: what still comes is the client's going away.
