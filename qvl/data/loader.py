@@ -37,7 +37,9 @@ def background(make: Callable[[], Iterator[Pack]], prefetch: int = 8) -> Iterato
 
     Raises: what `make()` raises.
     """
-    for item in DataLoader(_Packs(make), batch_size=None, num_workers=1, prefetch_factor=prefetch):
+    # Its own generator: drawing the worker's seed from the common one would shift the dropout of a resumed run.
+    seeds = torch.Generator()
+    for item in DataLoader(_Packs(make), batch_size=None, num_workers=1, prefetch_factor=prefetch, generator=seeds):
         if isinstance(item, Exception):
             raise item
         yield item
