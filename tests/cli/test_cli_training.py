@@ -36,13 +36,13 @@ def test_a_start_that_saved_nothing_leaves_no_log(recipe: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_demo_from_nothing_to_report_and_again(
-    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "run"
     arguments = ["demo", "--config", str(recipe)]
     assert main(arguments) == 0
-    shown = capsys.readouterr().out
+    shown = capfd.readouterr().out
     assert "Captions" in shown
     assert "Naming" in shown
     assert f"qvl chat --model {folder / 'model'}" in shown.replace("\n", "")
@@ -57,10 +57,10 @@ def test_demo_from_nothing_to_report_and_again(
     assert (folder / "metrics.jsonl").read_text() == steps, "a finished run is not trained again"
     assert {p: p.stat().st_mtime_ns for p in (folder / "eval" / "final").iterdir()} == stamps, "nor measured again"
     assert main([*arguments, "--seed", "1"]) == USER_ERROR
-    assert "seed: 0 -> 1" in capsys.readouterr().err
+    assert "seed: 0 -> 1" in capfd.readouterr().err
 
     assert main(["eval", "--model", str(folder / "model"), "--samples", "2", "--split", "dev"]) == 0
-    assert "4 questions of dev" in capsys.readouterr().out
+    assert "4 questions of dev" in capfd.readouterr().out
     assert (folder / "measured" / "dev" / "predictions.jsonl").read_text().count("\n") == 4
     assert qvl.load(folder / "model").chat([{"role": "user", "content": "hello"}], max_new_tokens=2).token_ids
 
@@ -79,6 +79,6 @@ def test_samples_are_shown_with_what_is_learned(recipe: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "said"), [(["--stage", "nope"], "there are: words, chat"), (["--count", "0"], "count must be at least")]
 )
-def test_data_show_refuses(recipe: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_show_refuses(recipe: Path, options: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "show", "--config", str(recipe), *options]) == USER_ERROR
-    assert said in capsys.readouterr().err
+    assert said in capfd.readouterr().err

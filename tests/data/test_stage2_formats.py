@@ -29,7 +29,7 @@ FORMATS = {  # task of the world: (paper's task, context, learned)
         r"<img></img>(Generate the caption in English|Describe the picture in detail in English):",
         rf" {NAME}.*",
     ),
-    "exists": (r"<img></img>Is there .+ in the picture\? Answer:", r" (yes|no)"),
+    "exists": (r"<img></img>Is there .+\? Answer:", r" (yes|no)"),
     "caption_grounded": (
         r"<img></img>Generate the caption in English with grounding:",
         rf" (?:<ref>{NAME}</ref>{BOX}[^<]*)+",
@@ -84,5 +84,5 @@ def test_chinese_and_chat_styles_keep_the_marks(processor: Processor) -> None:
         World(WorldConfig(zh=0.0, turns=1, style="chat")).sample("train", 3, "grounding"), processor, "chatml"
     )
     text = "".join(spelled(processor.tokenizer, sequence.tokens_T.tolist(), [IGNORE] * len(sequence.tokens_T)))
-    assert re.search(r"user\nPicture 1: <img></img>\nWhere is .+\? Give the box\.<\|im_end\|>\n", text)
+    assert re.search(r"user\nPicture 1: <img></img>\nGive the box of .+\.<\|im_end\|>\n", text)
     assert re.search(rf"assistant\n<ref>.+</ref>{BOX}<\|im_end\|>\n$", text)
