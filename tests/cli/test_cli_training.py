@@ -60,7 +60,7 @@ def test_demo_from_nothing_to_report_and_again(
     assert "seed: 0 -> 1" in capfd.readouterr().err
 
     assert main(["eval", "--model", str(folder / "model"), "--samples", "2", "--split", "dev"]) == 0
-    assert "4 questions of dev" in capfd.readouterr().out
+    assert "4 questions of world dev" in capfd.readouterr().out
     assert (folder / "measured" / "dev" / "predictions.jsonl").read_text().count("\n") == 4
     assert qvl.load(folder / "model").chat([{"role": "user", "content": "hello"}], max_new_tokens=2).token_ids
 
