@@ -29,8 +29,9 @@ class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
 def parse(name: str, example: str, function: Callable[..., Any], given: Sequence[str]) -> dict[str, Any] | None:
     """The keyword arguments that `given` asks for, typed by the function's annotations; None after printing help.
 
-    Parameters without a default are given by place if they are positional, else as options. `image_size` is
-    `--image-size`; an option that takes a list of texts can be repeated.
+    Parameters without a default are given by place if they are positional (a list of texts takes all words), else as
+    options. `image_size` is `--image-size`; an option that takes a list of texts can be repeated; one that is off needs
+    no value to be on.
 
     Raises:
         ValueError: an unknown or missing option, or a value of the wrong type.
@@ -72,8 +73,12 @@ def _parser(name: str, example: str, function: Callable[..., Any]) -> ArgumentPa
         option = "--" + parameter.name.replace("_", "-")
         kind = _without_none(hints[parameter.name])
         about: dict[str, Any] = {"help": helps.get(parameter.name, "").replace("%", "%%")}
-        if kind == list[str]:
+        if kind == list[str] and parameter.default is parameter.empty:
+            parser.add_argument(parameter.name, nargs="+", **about)
+        elif kind == list[str]:
             parser.add_argument(option, action="append", default=[], metavar="KEY=VALUE", **about)
+        elif parameter.default is False:
+            parser.add_argument(option, action="store_true", **about)
         elif parameter.default is not parameter.empty:
             parser.add_argument(option, type=kind, default=parameter.default, **about)
         elif parameter.kind is parameter.KEYWORD_ONLY:

@@ -35,6 +35,7 @@ VERBS: dict[str, Verb] = {
     "demo": Verb("demo:demo", "train a small model, measure it, write a report", "qvl demo --minutes 15"),
     "train": Verb("train:train", "train a model from a recipe", "qvl train --config recipes/tiny.yaml --minutes 5"),
     "eval": Verb("eval:evaluate_model", "measure a model on held-out scenes", "qvl eval --model runs/demo/model"),
+    "report": Verb("report:report", "a page about a run, or about several", "qvl report runs/demo runs/demo-qwen-vl"),
     "chat": Verb("chat:chat", "talk with a model about pictures", "qvl chat --model runs/demo/model --image cat.jpg"),
     "inspect": Verb("inspect:inspect", "sizes of a model, tokens of a picture", "qvl inspect 2b --image-size 1024x768"),
     "data show": Verb(
