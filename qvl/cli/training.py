@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from qvl.cli.measure import measure
@@ -25,7 +26,8 @@ from qvl.engine.vlm import VLM
 from qvl.inputs.processor import Processor
 from qvl.models.vlm import VisionLanguageModel
 from qvl.runtime import cpu_name, peak_memory_bytes, seed_everything, set_threads
-from qvl.train.build import Built, build, world_source
+from qvl.text.messages import Image, Message
+from qvl.train.build import Built, build, check_data, world_source
 from qvl.train.config import StageConfig, TrainConfig
 from qvl.train.optim import part_of
 from qvl.train.ranks import Ranks
@@ -53,9 +55,10 @@ def train_run(
         ranks: the processes that train together; default: this one alone.
 
     Raises:
-        ValueError: the folder holds a run with another recipe.
+        ValueError: the folder holds a run with another recipe, or the recipe has no data.
         Stopped: interrupted, with the state saved.
     """
+    check_data(config)
     ranks, folder = ranks or Ranks(), Path(config.run)
     threads = set_threads(config.threads, ranks.place.local_size)
     seed_everything(config.seed)
@@ -68,7 +71,7 @@ def train_run(
     vlm = VLM(model.eval(), processor)
     if ranks.first:
         vlm.save(folder / "model")
-        _write_summary(config, folder, model, trainer.elapsed, (ranks.place.size, threads), targets or {})
+        _write_summary(config, folder, vlm, trainer.elapsed, (ranks.place.size, threads), targets or {})
     ranks.wait()
     return TrainedRun(vlm, folder, trainer.elapsed)
 
@@ -109,6 +112,12 @@ def parameters_by_part(model: nn.Module) -> dict[str, int]:
     return dict(counts)
 
 
+def picture_tokens(processor: Processor, sizes: Iterable[tuple[int, int]]) -> list[int]:
+    """Vision tokens of a picture of each of these sizes (height, width), its two marks left out."""
+    blanks = [np.zeros((*hw, 3), np.uint8) for hw in dict.fromkeys(sizes)]
+    return [len(processor.sequence((Message("user", (Image(blank),)),)).vision_rows_M) for blank in blanks]
+
+
 def _measure_stage(
     config: TrainConfig, processor: Processor, ranks: Ranks, model: nn.Module, stage: StageConfig
 ) -> None:
@@ -134,7 +143,7 @@ def _measure_stage(
 def _write_summary(
     config: TrainConfig,
     folder: Path,
-    model: nn.Module,
+    vlm: VLM,
     seconds: float,
     workers: tuple[int, int],
     targets: Mapping[str, float],
@@ -144,7 +153,8 @@ def _write_summary(
     summary = {
         "name": folder.name,
         "model": config.model,
-        "parameters": parameters_by_part(model),
+        "parameters": parameters_by_part(vlm.model),
+        "picture_tokens": picture_tokens(vlm.processor, config.stages[-1].world.sizes),
         "seconds": round(seconds, 1),
         "hardware": {
             "processor": cpu_name(),

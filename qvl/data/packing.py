@@ -60,6 +60,10 @@ class PackLimits:
     patches: int
     same_task: bool = False
     """A pack holds samples of one task only (Qwen-VL's multi-task stage: same-task samples packed to 2048 tokens)."""
+    samples: int = 0
+    """Most samples in a pack; 0 = as many as fit."""
+    sample_tokens: int = 0
+    """Most tokens of a sample; 0 = what a pack holds."""
     part: float = 1.0
     """Packs are filled to this part of the limits only, because several ranks share a step. A larger sample still has
     a pack to itself: no sample is left out because there are more ranks."""
@@ -73,6 +77,15 @@ class _OpenPack:
     patches: int = 0
     held: list[tuple[list[Prepared], Sample]] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)
+
+    def is_full(self, tokens: int, patches: int, limits: PackLimits) -> bool:
+        """There is no room for one more sample of that size."""
+        part = limits.part
+        return bool(self.held) and (
+            0 < part * limits.samples <= len(self.held)
+            or self.tokens + tokens > part * limits.tokens
+            or self.patches + patches > part * limits.patches
+        )
 
 
 def packs(
@@ -89,20 +102,20 @@ def packs(
     `start` and `waiting` of a pack (`next_index`, `waiting`) go on exactly behind it.
     """
     opened: dict[str, _OpenPack] = defaultdict(_OpenPack)
+    most = limits.sample_tokens or limits.tokens
     for index in itertools.chain(sorted(waiting), itertools.count(start, stride)):
         sample = source[index]
         prepared = prepare(sample, processor, chat_format)
         size, seen = sum(len(p.tokens_T) for p in prepared), sum(p.patch_count for p in prepared)
-        if size > limits.tokens or seen > limits.patches:
+        if size > most or seen > limits.patches:
             log.warning(
-                "left out %s: %d tokens and %d patches, a pack holds %d and %d",
-                *(sample.name, size, seen, limits.tokens, limits.patches),
+                "left out %s: %d tokens and %d patches, there is room for %d and %d",
+                *(sample.name, size, seen, most, limits.patches),
             )
             continue
         task = sample.task if limits.same_task else ""
         full = opened[task]
-        tokens, patches = full.tokens + size, full.patches + seen
-        if full.held and (tokens > limits.part * limits.tokens or patches > limits.part * limits.patches):
+        if full.is_full(size, seen, limits):
             del opened[task]
             left = sorted(i for pack in opened.values() for i in pack.indices)
             yield _close(full.held, source.tasks, processor, index, tuple(left))

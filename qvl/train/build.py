@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
+from qvl.checkpoint.configs import read_config
 from qvl.data.records import Sample
 from qvl.data.world import World, WorldConfig
 from qvl.inputs.processor import Processor, ProcessorConfig
@@ -16,16 +17,19 @@ from qvl.media.resize import PixelBudget
 from qvl.models.qwen2_vl.config import Qwen2VLConfig, TokenIds, with_vocabulary
 from qvl.models.qwen_vl import config as qwen_vl_config
 from qvl.models.qwen_vl.config import QwenVLConfig
-from qvl.models.registry import build_model, preset
+from qvl.models.registry import presets
 from qvl.models.vlm import VisionLanguageModel, VLMConfig
 from qvl.text.family import QWEN2_VL, QWEN_VL, Family
 from qvl.text.folder import has_tokenizer
 from qvl.text.messages import Text
 from qvl.text.tokenizer import Tokenizer
 from qvl.train.config import StageConfig, TrainConfig
+from qvl.train.first import first_model, model_of_folder
 
 _BASE_RANKS = 256
 """Qwen pieces kept besides the world's own words; any other text is spelt with these and with bytes."""
+_OFFICIAL_RANKS = 151_643
+"""Ordinary tokens of the whole vocabulary."""
 _CONNECTED = ("dialogue", "text")
 """Tasks whose later turns need the earlier ones."""
 _STAGE_SEEDS = 1_000_003
@@ -39,21 +43,49 @@ class Built:
 
 
 def build(config: TrainConfig, tokenizer_folder: str | Path | None = None) -> Built:
-    """A freshly initialised model and its processor.
+    """The model that training begins with and its processor.
 
     Args:
         tokenizer_folder: the vocabulary is read from here if it is there, else made and written here; a run that goes
             on then has the vocabulary it began with.
 
     Raises:
-        ValueError: no such preset, or a world that cannot be.
+        FileNotFoundError: neither a preset nor a folder, or a pretrained part is not there.
+        ValueError: a world that cannot be, or weights that do not fit.
     """
-    sizes = preset(config.model)
+    sizes = model_sizes(config)
     tokenizer = _tokenizer(config, QWEN_VL if isinstance(sizes, QwenVLConfig) else QWEN2_VL, tokenizer_folder)
-    fitted = _with_vocabulary(sizes, tokenizer)
-    model = build_model(fitted)
-    model.init_weights(config.seed)
-    return Built(model, build_processor(config, fitted, tokenizer))
+    if config.model in presets():
+        sizes = _with_vocabulary(sizes, tokenizer)
+        model = first_model(sizes, config.parts, config.seed)
+    else:
+        model = model_of_folder(sizes, config.model)
+    return Built(model, build_processor(config, sizes, tokenizer))
+
+
+def model_sizes(config: TrainConfig) -> VLMConfig:
+    """Sizes of the recipe's preset or folder, for pictures of the recipe's size and number of tokens.
+
+    Raises:
+        FileNotFoundError: neither a preset nor a folder.
+        ValueError: sizes that the model cannot have.
+    """
+    known = presets()
+    if config.model not in known and not Path(config.model).is_dir():
+        raise FileNotFoundError(
+            f"model {config.model!r} is neither a folder (is the stage before not trained yet?) nor a preset: "
+            f"{', '.join(known)}"
+        )
+    sizes = known[config.model] if config.model in known else read_config(Path(config.model))
+    if not config.image_px and not config.queries:
+        return sizes
+    if not isinstance(sizes, QwenVLConfig):
+        raise ValueError(
+            f"image_px and queries are Qwen-VL's; {config.model} keeps a picture's shape, world.sizes are its sizes"
+        )
+    return qwen_vl_config.with_image_size(
+        sizes, config.image_px or sizes.vision.image_px, config.queries or sizes.adapter.queries
+    )
 
 
 def build_processor(config: TrainConfig, model: VLMConfig, tokenizer: Tokenizer) -> Processor:
@@ -81,7 +113,9 @@ def build_processor(config: TrainConfig, model: VLMConfig, tokenizer: Tokenizer)
 
 
 def _with_vocabulary(sizes: VLMConfig, tokenizer: Tokenizer) -> VLMConfig:
-    """The same model over the tokenizer's vocabulary."""
+    """The same model over the tokenizer's vocabulary. The released sizes have room for the official one already."""
+    if tokenizer.vocab_size >= _OFFICIAL_RANKS and sizes.vocab_size >= tokenizer.vocab_size:
+        return sizes
     if isinstance(sizes, QwenVLConfig):
         end = tokenizer.special("<|endoftext|>")
         ids = qwen_vl_config.TokenIds(image_start=tokenizer.special("<img>"), bos=end, eos=end)
@@ -100,6 +134,15 @@ def token_ids(tokenizer: Tokenizer) -> TokenIds:
         bos=tokenizer.special("<|endoftext|>"),
         eos=tokenizer.special("<|im_end|>"),
     )
+
+
+def check_data(config: TrainConfig) -> None:
+    """Raises `ValueError` for a recipe that needs data and names none."""
+    if config.needs_data:
+        raise ValueError(
+            "this recipe is for your own data and names none. To try it in seconds with a small model on the embedded "
+            "world: --smoke; to train its own model on that world: --set needs_data=false"
+        )
 
 
 def world_source(config: TrainConfig, stage: StageConfig) -> WorldSource:
@@ -123,10 +166,18 @@ class WorldSource:
 
 
 def _tokenizer(config: TrainConfig, family: Family, folder: str | Path | None) -> Tokenizer:
-    if folder is not None and has_tokenizer(folder):
-        return Tokenizer.from_folder(folder)
-    phrases = dict.fromkeys(phrase for stage in config.stages for phrase in World(stage.world).lexicon())
-    tokenizer = Tokenizer.reduced(phrases, _BASE_RANKS, family=family)
+    for known in (folder, config.model):
+        if known is not None and has_tokenizer(known):
+            return Tokenizer.from_folder(known)
+    if config.vocabulary == "official":
+        tokenizer = Tokenizer.qwen_vl() if family is QWEN_VL else Tokenizer.qwen2_vl()
+    else:
+        tokenizer = _reduced(config, family)
     if folder is not None:
         tokenizer.save(folder)
     return tokenizer
+
+
+def _reduced(config: TrainConfig, family: Family) -> Tokenizer:
+    phrases = dict.fromkeys(phrase for stage in config.stages for phrase in World(stage.world).lexicon())
+    return Tokenizer.reduced(phrases, _BASE_RANKS, family=family)

@@ -5,7 +5,7 @@ Knows: the fields of a recipe file. Does not know: how any of it is carried out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from qvl.data.world.config import WorldConfig
@@ -24,6 +24,8 @@ class OptimConfig:
     """Learning rate at the end of the cosine, as a share of the peak."""
     warmup: float = 0.02
     """Linear warm-up, as a share of the stage."""
+    warmup_steps: int = 0
+    """Linear warm-up in steps instead, for a stage that counts its `steps`."""
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
     weight_decay: float = 0.05
@@ -68,10 +70,43 @@ class StageConfig:
     """Most patches of one packed forward pass."""
     same_task: bool = False
     """Samples of one task only in a pack (Qwen-VL's multi-task stage); `accumulate` then mixes tasks in a step."""
+    samples_per_pack: int = 0
+    """Most samples in a pack; 0 = as many as fit."""
+    tokens_per_sample: int = 0
+    """Longer samples are left out and named; 0 = what a pack holds."""
     accumulate: int = 1
-    """Packs per optimizer step."""
+    """Packs per optimizer step, of all ranks together."""
     evaluate: bool = True
     """Measure on the development split when the stage ends."""
+
+    def __post_init__(self) -> None:
+        if self.optim.warmup_steps and not 0 < self.optim.warmup_steps < self.steps:
+            raise ValueError(
+                f"stage {self.name}: warmup_steps is {self.optim.warmup_steps}, the stage has {self.steps} steps; give "
+                "it more steps, or a warm-up as a share (warmup)"
+            )
+        room = self.samples_per_pack * self.tokens_per_sample
+        if room > self.tokens_per_pack:
+            raise ValueError(
+                f"stage {self.name}: {self.samples_per_pack} samples of up to {self.tokens_per_sample} tokens do not "
+                f"fit a pack of {self.tokens_per_pack}; set tokens_per_pack to at least {room}"
+            )
+
+    @property
+    def schedule(self) -> OptimConfig:
+        """`optim` with the warm-up as a share of the stage, however the recipe says it."""
+        steps = self.optim.warmup_steps
+        return replace(self.optim, warmup=steps / self.steps, warmup_steps=0) if steps else self.optim
+
+
+@dataclass(frozen=True)
+class PartsConfig:
+    """What halves of a model begin as, instead of random numbers."""
+
+    language: str = ""
+    """Folder of the language model (Qwen-VL: a Qwen-7B); empty = random."""
+    vision: str = ""
+    """File of the vision tower (Qwen-VL: OpenCLIP's ViT-bigG/14); empty = random."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +115,19 @@ class TrainConfig:
     """Folder of the run: checkpoints, logs, predictions, report."""
     stages: tuple[StageConfig, ...]
     model: str = "tiny"
-    """Name of a model preset."""
+    """Name of a model preset, which starts from random weights; or a model folder to start from."""
+    parts: PartsConfig = field(default_factory=PartsConfig)
+    """Pretrained halves of a preset."""
+    image_px: int = 0
+    """Qwen-VL: side of the square that every picture becomes; 0 = the model's."""
+    queries: int = 0
+    """Qwen-VL: vision tokens per picture, a square number; 0 = the model's."""
+    vocabulary: Literal["world", "official"] = "world"
+    """`world`: Qwen's pieces, reduced to what the recipe's worlds can say; `official`: all of them."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of matrix products, forward and backward (autocast); weights, their updates and losses stay float32."""
+    needs_data: bool = False
+    """The recipe is for the user's own data: without any it says so instead of training on the stages' worlds."""
     minutes: float = 15.0
     """Training time of all stages that give a share. Evaluation comes on top."""
     seed: int = 0
