@@ -196,9 +196,10 @@ def _largest(most: int, fits: Callable[[int], bool]) -> int:
 def _fill(pictures: tuple[Picture, ...], mix: Mix, stage: StageConfig) -> int:
     """How many samples the recipe's limits let into a pack."""
     tokens = patches = count = 0
+    most = stage.samples_per_pack or _MOST_PICTURES
     for picture in cycle(pictures):
         tokens, patches = tokens + picture.tokens + mix.words, patches + picture.patches
-        if tokens > stage.tokens_per_pack or patches > stage.patches_per_pack or count >= _MOST_PICTURES:
+        if tokens > stage.tokens_per_pack or patches > stage.patches_per_pack or count >= most:
             return count
         count += 1
     return count
