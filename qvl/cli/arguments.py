@@ -36,8 +36,8 @@ def parse(name: str, example: str, function: Callable[..., Any], given: Sequence
     """The keyword arguments that `given` asks for, typed by the function's annotations; None after printing help.
 
     Keyword-only parameters are options, `image_size` is `--image-size`; the others are given by place, and those with
-    a default can be left out. An option that takes a list of texts can be
-    repeated.
+    a default can be left out (a list of texts takes all words that are left). An option that takes a list of texts can
+    be repeated; one that is off needs no value to be on.
 
     Raises:
         ValueError: an unknown or missing option, or a value of the wrong type.
@@ -80,7 +80,9 @@ def _parser(name: str, example: str, function: Callable[..., Any]) -> ArgumentPa
         option = "--" + parameter.name.replace("_", "-")
         kind = _without_none(hints[parameter.name])
         about: dict[str, Any] = {"help": helps.get(parameter.name, "").replace("%", "%%")}
-        if kind == list[str]:
+        if kind == list[str] and parameter.default is parameter.empty:
+            parser.add_argument(parameter.name, nargs="+", **about)
+        elif kind == list[str]:
             meant = "KEY=VALUE" if parameter.name == "set" else "PATH"
             parser.add_argument(option, action="append", default=[], metavar=meant, **about)
         elif kind is bool and parameter.default is False:

@@ -55,7 +55,15 @@ def demo_on(ranks: Ranks, recipe: TrainConfig) -> None:
     if ranks.first:
         report = write_report(done.folder)
         print(f"Report: {report}")
+        for other in _others(done.folder):
+            print(f"Beside {other}: qvl report {other} {done.folder}")
         print(f"Talk to it: qvl chat --model {done.folder / 'model'}")
+
+
+def _others(folder: Path) -> list[Path]:
+    """Measured demos beside this one, of the other generation for example."""
+    measured = sorted(folder.parent.glob("demo*/eval/final/metrics.json"))
+    return [file.parents[2] for file in measured if file.parents[2] != folder]
 
 
 def _final_scores(recipe: TrainConfig, done: TrainedRun, ranks: Ranks) -> None:

@@ -5,30 +5,46 @@ Knows: how presets may be shortened. Does not know: weights; of a hub repository
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qvl.checkpoint.hf_settings import Preprocessing
     from qvl.models.qwen2_vl.config import Qwen2VLConfig
+    from qvl.models.qwen_vl.config import QwenVLConfig
 
 
-def find_qwen2_vl(name: str) -> tuple[Qwen2VLConfig, Preprocessing]:
-    """Sizes and pixel settings of a Qwen2-VL: `tiny`, `qwen2-vl-2b` or `2b`, a folder, or a hub id.
+def find_model(name: str) -> tuple[Qwen2VLConfig | QwenVLConfig, Preprocessing]:
+    """Sizes and pixel settings of a model: `tiny`, `qwen-vl`, `qwen2-vl-2b` or `2b`, a folder, or a hub id.
+
+    The settings are Qwen2-VL's; what a Qwen-VL does with pictures stands in its sizes.
 
     Raises:
         FileNotFoundError: none of these.
         ValueError: a folder of another family, or one that is damaged.
     """
-    from qvl.checkpoint.hf_config import read_config
+    from qvl.checkpoint.configs import read_config
     from qvl.checkpoint.hf_settings import Preprocessing, read_preprocessing
     from qvl.checkpoint.hub import resolve
-    from qvl.models.qwen2_vl.config import PRESETS, preset
+    from qvl.models.qwen_vl.config import QwenVLConfig
+    from qvl.models.registry import presets
 
-    full = f"qwen2-vl-{name.lower()}"
-    if name in PRESETS or full in PRESETS:
-        return preset(name if name in PRESETS else full), Preprocessing()
+    known: dict[str, Any] = presets()
+    for key in (name, f"qwen2-vl-{name.lower()}"):
+        if key in known:
+            return known[key], Preprocessing()
     try:
         folder = resolve(name, weights=False)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}. Presets: {', '.join(PRESETS)}") from None
-    return read_config(folder), read_preprocessing(folder)
+        raise FileNotFoundError(f"{error}. Presets: {', '.join(known)}") from None
+    config: Any = read_config(folder)
+    return config, Preprocessing() if isinstance(config, QwenVLConfig) else read_preprocessing(folder)
+
+
+def find_qwen2_vl(name: str) -> tuple[Qwen2VLConfig, Preprocessing]:
+    """`find_model` where only a Qwen2-VL will do. Raises `ValueError` for another one."""
+    from qvl.models.qwen2_vl.config import Qwen2VLConfig
+
+    config, preprocessing = find_model(name)
+    if not isinstance(config, Qwen2VLConfig):
+        raise ValueError(f"{name} is a Qwen-VL; only a Qwen2-VL can be planned so far")
+    return config, preprocessing

@@ -10,25 +10,26 @@ if TYPE_CHECKING:
 
     from qvl.checkpoint.hf_settings import Preprocessing
     from qvl.models.qwen2_vl.config import Qwen2VLConfig
+    from qvl.models.qwen_vl.config import QwenVLConfig
 
 
 def inspect(model: str, *, image_size: str = "1024x768") -> None:
     """Prints what a model is made of and what a picture costs it. No weights are read.
 
     Args:
-        model: a preset (tiny, qwen2-vl-2b or just 2b, 7b, 72b), a model folder, or a hub id.
+        model: a preset (tiny, qwen2-vl-2b or just 2b, 7b, 72b; tiny-qwen-vl, qwen-vl), a model folder, or a hub id.
         image_size: WIDTHxHEIGHT in pixels, e.g. 1024x768.
     """
     import torch
     from rich.console import Console
 
-    from qvl.cli.find import find_qwen2_vl
-    from qvl.models.qwen2_vl.model import Qwen2VL
+    from qvl.cli.find import find_model
+    from qvl.models.registry import build_model
 
     hw = parse_size(image_size)
-    config, preprocessing = find_qwen2_vl(model)
+    config, preprocessing = find_model(model)
     with torch.device("meta"):
-        built = Qwen2VL(config)
+        built = build_model(config)
     console = Console()
     console.print(_facts(model, config))
     console.print(_parameters(built))
@@ -44,9 +45,11 @@ def parse_size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def _facts(name: str, config: Qwen2VLConfig):
+def _facts(name: str, config: Qwen2VLConfig | QwenVLConfig):
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+
+    from qvl.models.qwen_vl.config import QwenVLConfig
 
     text, vision = config.text, config.vision
     table = Table(title=name, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
@@ -58,9 +61,16 @@ def _facts(name: str, config: Qwen2VLConfig):
     heads = f"{text.heads} x {text.head_size}, {text.kv_heads} of keys"
     table.add_row("heads", f"{vision.heads} x {vision.width // vision.heads}", heads)
     table.add_row("feed-forward", str(vision.mlp_hidden), str(text.mlp_hidden))
-    table.add_row("rotary theta", f"{vision.rope_theta:g}", f"{text.rope_theta:g}")
-    axes = " + ".join(map(str, text.rope_sections)) if text.rope_sections else "one axis"
-    table.add_row("rotary frequencies", "row, column" if vision.rope else "none (position table)", axes)
+    if isinstance(config, QwenVLConfig):
+        side, adapter = config.vision.table_side, config.adapter
+        table.add_row("places", f"learned table of {side} x {side}", "rotary")
+        table.add_row("rotary theta", "", f"{text.rope_theta:g}")
+        table.add_row("adapter's queries", f"{adapter.queries} = {adapter.side} x {adapter.side}", "")
+        table.add_row("adapter's heads", f"{adapter.heads} x {text.width // adapter.heads}", "")
+    else:
+        table.add_row("rotary theta", f"{config.vision.rope_theta:g}", f"{text.rope_theta:g}")
+        axes = " + ".join(map(str, text.rope_sections)) if text.rope_sections else "one axis"
+        table.add_row("rotary frequencies", "row, column" if config.vision.rope else "none (position table)", axes)
     table.add_row("vocabulary", "", f"{config.vocab_size:,}{', head tied' if config.tie_embeddings else ''}")
     table.add_row("positions", "", f"{config.max_positions:,}")
     return table
@@ -68,10 +78,11 @@ def _facts(name: str, config: Qwen2VLConfig):
 
 def parts(model: nn.Module) -> dict[str, int]:
     """Parameters of each part, in the order a picture passes through them; a tied head is the embedding."""
-    sizes = {"vision tower": 0, "merger": 0, "token embedding": 0, "decoder": 0, "output head": 0}
+    bridge = "adapter" if any(name.startswith("visual.adapter.") for name, _ in model.named_parameters()) else "merger"
+    sizes = {"vision tower": 0, bridge: 0, "token embedding": 0, "decoder": 0, "output head": 0}
     for name, parameter in model.named_parameters():
-        if name.startswith("visual.merger."):
-            part = "merger"
+        if name.startswith(f"visual.{bridge}."):
+            part = bridge
         elif name.startswith("visual."):
             part = "vision tower"
         else:
@@ -93,16 +104,30 @@ def _parameters(model: nn.Module):
     return table
 
 
-def _picture(config: Qwen2VLConfig, preprocessing: Preprocessing, hw: tuple[int, int]):
+def picture_cost(
+    config: Qwen2VLConfig | QwenVLConfig, preprocessing: Preprocessing, hw: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int], int]:
+    """What a picture of (height, width) pixels becomes: its new size, its patches (rows, columns), its tokens with
+    their two marks."""
+    from qvl.media.resize import smart_resize
+    from qvl.models.qwen_vl.config import QwenVLConfig
+
+    if isinstance(config, QwenVLConfig):
+        side = config.vision.image_px
+        return (side, side), (side // config.vision.patch,) * 2, config.adapter.queries + 2
+    geometry, budget = preprocessing.geometry, preprocessing.budget
+    height, width = smart_resize(*hw, geometry.factor, budget.min_pixels, budget.max_pixels)
+    rows, columns = height // geometry.patch, width // geometry.patch
+    return (height, width), (rows, columns), rows * columns // geometry.merge**2 + 2
+
+
+def _picture(config: Qwen2VLConfig | QwenVLConfig, preprocessing: Preprocessing, hw: tuple[int, int]):
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from qvl.media.resize import smart_resize
+    from qvl.models.qwen_vl.config import QwenVLConfig
 
-    geometry, budget = preprocessing.geometry, preprocessing.budget
-    height, width = smart_resize(*hw, geometry.factor, budget.min_pixels, budget.max_pixels)
-    patches = (height // geometry.patch) * (width // geometry.patch)
-    tokens = patches // geometry.merge**2 + 2
+    (height, width), (rows, columns), tokens = picture_cost(config, preprocessing, hw)
     cache = 2 * config.text.layers * config.text.kv_heads * config.text.head_size * 2 * tokens
     table = Table(
         title=f"A picture of {hw[1]} x {hw[0]} (width x height)",
@@ -112,8 +137,8 @@ def _picture(config: Qwen2VLConfig, preprocessing: Preprocessing, hw: tuple[int,
     )
     table.add_column("")
     table.add_column("", justify="right")
-    table.add_row("becomes", f"{width} x {height}")
-    table.add_row("patches", f"{height // geometry.patch} rows x {width // geometry.patch} = {patches:,}")
+    table.add_row("becomes", f"{width} x {height}{', whatever its shape' if isinstance(config, QwenVLConfig) else ''}")
+    table.add_row("patches", f"{rows} rows x {columns} = {rows * columns:,}")
     table.add_row("tokens", f"{tokens:,} (with its two marks)")
     table.add_row("keys and values in bfloat16", _size(cache))
     table.add_row("share of the positions", f"{100 * tokens / config.max_positions:.1f} %")

@@ -36,6 +36,7 @@ VERBS: dict[str, Verb] = {
     "train": Verb("train:train", "train a model from a recipe", "qvl train --config recipes/tiny.yaml --minutes 5"),
     "export": Verb("export:export", "a training run's model as a folder", "qvl export runs/lora lora-model --merge"),
     "eval": Verb("eval:evaluate_model", "measure a model on held-out scenes", "qvl eval --model runs/demo/model"),
+    "report": Verb("report:report", "a page about a run, or about several", "qvl report runs/demo runs/demo-qwen-vl"),
     "chat": Verb("chat:chat", "talk with a model about pictures", "qvl chat 'Where is the cat?' --image cat.jpg"),
     "serve": Verb("serve:serve", "answer OpenAI's clients, and people in a browser", "qvl serve runs/demo/model"),
     "inspect": Verb("inspect:inspect", "sizes of a model, tokens of a picture", "qvl inspect 2b --image-size 1024x768"),

@@ -27,7 +27,7 @@ FINAL = "final"
 def read_recipe(
     path: str | Path, changes: Mapping[str, Any] | None = None, settings: Sequence[str] = ()
 ) -> TrainConfig:
-    """Reads a recipe.
+    """Reads a recipe, and the one it builds on (`base`).
 
     Args:
         changes: top-level values to use instead of the file's; None leaves the file's.
@@ -39,6 +39,16 @@ def read_recipe(
         ValueError: not YAML, an unknown key (with the nearest known one), a value of the wrong type or out of range.
     """
     file = Path(path)
+    found = _load(file)
+    found |= {key: value for key, value in (changes or {}).items() if value is not None}
+    for setting in settings:
+        _apply(found, setting)
+    return as_config(found, str(file))
+
+
+def _load(file: Path) -> dict[str, Any]:
+    """A recipe's plain values. With `base: FILE` they are those of another recipe, overlaid with the file's own
+    top-level values and changed by its `set` (dotted key -> value)."""
     if not file.is_file():
         near = ", ".join(str(p) for p in sorted(file.parent.glob("*.yaml"))) or "none"
         raise FileNotFoundError(f"there is no recipe {file}; recipes in that folder: {near}")
@@ -49,10 +59,16 @@ def read_recipe(
     if not isinstance(found, dict):
         raise ValueError(f"{file} must hold keys and values (run, stages, ...), not {type(found).__name__}")
     found = json.loads(json.dumps(found, default=str))  # YAML anchors share objects; a setting must change one place
-    found |= {key: value for key, value in (changes or {}).items() if value is not None}
-    for setting in settings:
-        _apply(found, setting)
-    return as_config(found, str(file))
+    base, settings = found.pop("base", None), found.pop("set", {})
+    if base is not None:
+        if (file.parent / base).resolve() == file.resolve():
+            raise ValueError(f"{file} is its own base")
+        found = _load(file.parent / base) | found
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file}: set must hold dotted keys and values, got {settings!r}")
+    for key, value in settings.items():
+        _put(found, key.split("."), value, key)
+    return found
 
 
 def as_config(data: dict[str, Any], source: str) -> TrainConfig:
@@ -164,12 +180,15 @@ def _apply(recipe: dict[str, Any], setting: str) -> None:
     keys = path.split(".")
     if not equals or not all(keys):
         raise ValueError(f"--set takes KEY=VALUE such as stages.chat.optim.lr=1e-4, got {setting!r}")
+    _put(recipe, keys, yaml.safe_load(text), setting)
+
+
+def _put(recipe: dict[str, Any], keys: list[str], value: Any, setting: str) -> None:
     place: Any = recipe
     for depth, key in enumerate(keys[:-1]):
         place = _step(place, key, ".".join(keys[: depth + 1]))
-    value = yaml.safe_load(text)
     if isinstance(place, list):
-        place[_index(place, keys[-1], path)] = value
+        place[_index(place, keys[-1], ".".join(keys))] = value
     elif isinstance(place, dict):
         place[keys[-1]] = value
     else:

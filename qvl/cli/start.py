@@ -11,17 +11,18 @@ from pathlib import Path
 import torch
 
 from qvl.checkpoint.configs import read_config
-from qvl.checkpoint.folder import write_settings
+from qvl.checkpoint.folder import load_model, write_settings
 from qvl.checkpoint.hub import resolve
 from qvl.checkpoint.stage import staged_folder
 from qvl.cli.recipe import read_recipe
-from qvl.engine.pairing import processor_for, save_processor
-from qvl.engine.vlm import load
+from qvl.engine.pairing import check_match, processor_for, save_processor
 from qvl.inputs.processor import Processor
 from qvl.media.resize import PixelBudget
 from qvl.models.lora import add_lora
-from qvl.models.registry import FAMILIES, build_model
-from qvl.train.build import Built, build
+from qvl.models.qwen_vl.config import QwenVLConfig
+from qvl.models.registry import build_model, presets
+from qvl.models.vlm import VLMConfig
+from qvl.train.build import Built, build, for_pictures
 from qvl.train.config import TrainConfig
 from qvl.train.state import load_state
 
@@ -36,18 +37,16 @@ def begin(config: TrainConfig, run: Path, writes: bool = True) -> Built:
         writes: keep the settings of the model that the run starts from (the first rank does).
 
     Raises:
-        FileNotFoundError, ValueError: neither a preset nor a model folder; see `load`.
+        FileNotFoundError, ValueError: neither a preset nor a model folder, or one that the recipe does not fit.
     """
     if config.model in presets():
         built = build(config, run / "tokenizer")
     else:
-        vlm = load(_folder(config.model))
-        processor = vlm.processor.with_options(chat_format=config.stages[-1].chat_format)
+        built = _from_folder(config)
         if writes:
             with staged_folder(run / _START) as stage:
-                write_settings(vlm.model, stage, vlm.model.embed.weight.dtype)
-                save_processor(processor, stage)
-        built = Built(vlm.model, processor)
+                write_settings(built.model, stage, built.model.embed.weight.dtype)
+                save_processor(built.processor, stage)
     if config.lora is not None:
         add_lora(built.model, config.lora, config.seed)
     return built
@@ -58,7 +57,7 @@ def processor_of(config: TrainConfig) -> Processor:
     if config.model in presets():
         return for_training(build(config).processor, config)
     folder = _folder(config.model)
-    return for_training(processor_for(read_config(folder), folder, "fast"), config)
+    return for_training(processor_for(_sizes(config, read_config(folder)), folder, "fast"), config)
 
 
 def for_training(processor: Processor, config: TrainConfig) -> Processor:
@@ -75,11 +74,6 @@ def for_training(processor: Processor, config: TrainConfig) -> Processor:
         side = processor.config.square.side
         raise ValueError(f"data.max_pixels is set, but Qwen-VL sees every picture at {side} x {side}; leave it out")
     return fast.with_options(pixels=PixelBudget(min(processor.config.pixels.min_pixels, most), most))
-
-
-def presets() -> tuple[str, ...]:
-    """Names of models that start from random weights."""
-    return tuple(name for family in FAMILIES.values() for name in family.presets)
 
 
 def restore(path: Path) -> tuple[TrainConfig, Built, str]:
@@ -116,6 +110,26 @@ def _started_from(folder: Path) -> Built:
     with torch.device("meta"):
         model = build_model(config)
     return Built(model, processor_for(config, folder, "exact"))
+
+
+def _from_folder(config: TrainConfig) -> Built:
+    """The model of a folder; a Qwen-VL for pictures of the recipe's size (its places are resized to any grid)."""
+    folder = _folder(config.model)
+    model = load_model(folder).eval()
+    model.config = _sizes(config, model.config)
+    processor = processor_for(model.config, folder, "exact")
+    check_match(model.config, processor)
+    return Built(model, processor.with_options(chat_format=config.stages[-1].chat_format))
+
+
+def _sizes(config: TrainConfig, found: VLMConfig) -> VLMConfig:
+    wanted = for_pictures(config, found)
+    if isinstance(found, QwenVLConfig) and config.queries not in (0, found.adapter.queries):
+        raise ValueError(
+            f"queries is {config.queries}, but {config.model} has {found.adapter.queries}; their number can only be "
+            "chosen for a new adapter"
+        )
+    return wanted
 
 
 def _folder(name: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +26,7 @@ def train(
     seed: int | None = None,
     threads: int | None = None,
     ranks: int = 1,
+    smoke: bool = False,
     set: list[str] = [],  # noqa: B006  the option is called --set; the list is only read
 ) -> None:
     """Trains a model through the stages of a recipe and saves it as RUN/model.
@@ -46,6 +48,8 @@ def train(
         seed: seed of weights and data (default: the recipe's).
         threads: processor threads of each rank; 0 = all cores, shared among the ranks.
         ranks: processes that train together (torchrun works too); a step has as many tokens with any number of them.
+        smoke: try the recipe in seconds: its family's small model on the embedded world, two steps per stage, nothing
+            kept.
         set: any value of the recipe, e.g. --set stages.chat.optim.lr=1e-4; can be repeated.
     """
     from qvl.cli.recipe import read_recipe
@@ -59,7 +63,11 @@ def train(
         return
     from qvl.cli.ranks import on_ranks
 
-    on_ranks(ranks, train_on, recipe)
+    if smoke:
+        with tempfile.TemporaryDirectory() as folder:
+            on_ranks(ranks, smoke_on, recipe, folder)
+    else:
+        on_ranks(ranks, train_on, recipe)
 
 
 def train_on(ranks: Ranks, recipe: TrainConfig) -> None:
@@ -72,6 +80,18 @@ def train_on(ranks: Ranks, recipe: TrainConfig) -> None:
         if recipe.lora is not None:
             print(f"Adapter alone: {done.folder / 'adapter'}")
         print(f"Next: qvl {'chat' if recipe.data.files else 'eval'} --model {done.folder / 'model'}")
+
+
+def smoke_on(ranks: Ranks, recipe: TrainConfig, folder: str) -> None:
+    """What each rank does when a recipe is only tried."""
+    from qvl.cli.training import train_run
+    from qvl.train.smoke import smoke
+
+    short = smoke(recipe, folder)
+    done = train_run(short, ranks=ranks)
+    stages = "1 stage" if len(recipe.stages) == 1 else f"{len(recipe.stages)} stages"
+    if ranks.first:
+        print(f"The recipe runs: {stages} with {short.model} in {done.seconds:.1f} seconds; nothing was kept.")
 
 
 def _data_settings(data: list[str], image_root: str | None, boxes: str | None, strict: bool) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from qvl.checkpoint.adapter import save_adapter
@@ -33,7 +34,8 @@ from qvl.inputs.processor import Processor
 from qvl.models.lora import merge_lora
 from qvl.models.vlm import VisionLanguageModel
 from qvl.runtime import cpu_name, peak_memory_bytes, seed_everything, set_threads
-from qvl.train.build import Built, sample_source
+from qvl.text.messages import Image, Message
+from qvl.train.build import Built, check_data, sample_source
 from qvl.train.config import StageConfig, TrainConfig
 from qvl.train.optim import part_of
 from qvl.train.ranks import Ranks
@@ -68,9 +70,10 @@ def train_run(
         look: before the first step, write samples as the model will see them to `<run>/first_look.html`.
 
     Raises:
-        ValueError: the folder holds a run with another recipe.
+        ValueError: the folder holds a run with another recipe, or the recipe has no data.
         Stopped: interrupted, with the state saved.
     """
+    check_data(config)
     ranks, folder = ranks or Ranks(), Path(config.run)
     threads = set_threads(config.threads, ranks.place.local_size)
     seed_everything(config.seed)
@@ -88,7 +91,7 @@ def train_run(
     vlm = VLM(model.eval(), processor)
     if ranks.first:
         vlm.save(folder / "model")
-        _write_summary(config, folder, model, trainer.elapsed, (ranks.place.size, threads), targets or {})
+        _write_summary(config, folder, vlm, trainer.elapsed, (ranks.place.size, threads), targets or {})
     ranks.wait()
     return TrainedRun(vlm, folder, trainer.elapsed)
 
@@ -97,8 +100,9 @@ def look_only(config: TrainConfig) -> None:
     """Writes the first look and trains nothing.
 
     Raises:
-        ValueError: the folder holds a run with another recipe; see also `write_first_look`.
+        ValueError: the folder holds a run with another recipe, or the recipe has no data; see also `write_first_look`.
     """
+    check_data(config)
     folder = Path(config.run)
     claim(config, folder)
     write_first_look(config, processor_of(config), folder / FIRST_LOOK)
@@ -140,6 +144,12 @@ def parameters_by_part(model: nn.Module) -> dict[str, int]:
     return dict(counts)
 
 
+def picture_tokens(processor: Processor, sizes: Iterable[tuple[int, int]]) -> list[int]:
+    """Vision tokens of a picture of each of these sizes (height, width), its two marks left out."""
+    blanks = [np.zeros((*hw, 3), np.uint8) for hw in dict.fromkeys(sizes)]
+    return [len(processor.sequence((Message("user", (Image(blank),)),)).vision_rows_M) for blank in blanks]
+
+
 def _measure_stage(
     config: TrainConfig, processor: Processor, ranks: Ranks, model: nn.Module, stage: StageConfig
 ) -> None:
@@ -162,7 +172,7 @@ def _measure_stage(
 def _write_summary(
     config: TrainConfig,
     folder: Path,
-    model: nn.Module,
+    vlm: VLM,
     seconds: float,
     workers: tuple[int, int],
     targets: Mapping[str, float],
@@ -172,7 +182,8 @@ def _write_summary(
     summary = {
         "name": folder.name,
         "model": config.model,
-        "parameters": parameters_by_part(model),
+        "parameters": parameters_by_part(vlm.model),
+        "picture_tokens": None if config.data.files else picture_tokens(vlm.processor, config.stages[-1].world.sizes),
         "seconds": round(seconds, 1),
         "hardware": {
             "processor": cpu_name(),

@@ -34,7 +34,7 @@ class EasyVqa:
     Questions do not need each other (`Sample.independent`). `questions()` gives one sample per question.
     """
 
-    tasks = (YES_NO, OPEN)
+    tasks: tuple[str, ...] = (YES_NO, OPEN)
 
     def __init__(
         self,

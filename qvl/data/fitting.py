@@ -47,7 +47,7 @@ def prepare(sample: Sample, processor: Processor, chat_format: ChatFormatName) -
 
 
 def fit(sample: Sample, processor: Processor, chat_format: ChatFormatName, tokens: int, patches: int) -> list[Prepared]:
-    """`prepare`, with all pictures and clips smaller in proportion where a pack of `tokens` and `patches` needs it.
+    """`prepare`, with all pictures and clips smaller in proportion where room for `tokens` and `patches` needs it.
 
     Raises:
         TooLarge: it cannot be made to fit; names the sample, its size and what to do.
@@ -59,7 +59,7 @@ def fit(sample: Sample, processor: Processor, chat_format: ChatFormatName, token
         size, seen = sum(len(p.tokens_T) for p in prepared), sum(p.patch_count for p in prepared)
         if size <= tokens and seen <= patches:
             if sample is not original:
-                log.info("made the pictures of %s smaller: %d tokens, a pack holds %d", sample.name, size, tokens)
+                log.info("made the pictures of %s smaller: %d tokens, there is room for %d", sample.name, size, tokens)
             return prepared
         shown = sum(len(p.vision_rows_M) for p in prepared)
         room = min((tokens - size + shown) / max(1, shown), patches / max(1, seen))
@@ -68,8 +68,8 @@ def fit(sample: Sample, processor: Processor, chat_format: ChatFormatName, token
             break
         sample = smaller
     raise TooLarge(
-        f"{original.name}: {size} tokens ({size - shown} of them text) and {seen} patches, a pack holds {tokens} and "
-        f"{patches}; raise tokens_per_pack or patches_per_pack, or split the conversation"
+        f"{original.name}: {size} tokens ({size - shown} of them text) and {seen} patches, there is room for {tokens} "
+        f"and {patches}; raise tokens_per_pack (or tokens_per_sample) or patches_per_pack, or split the conversation"
     )
 
 

@@ -74,6 +74,10 @@ class PackLimits:
     patches: int
     same_task: bool = False
     """A pack holds samples of one task only (Qwen-VL's multi-task stage: same-task samples packed to 2048 tokens)."""
+    samples: int = 0
+    """Most samples in a pack; 0 = as many as fit."""
+    sample_tokens: int = 0
+    """Most tokens of a sample; 0 = what a pack holds."""
     part: float = 1.0
     """Packs are filled to this part of the limits only, because several ranks share a step. A larger sample still has
     a pack to itself: no sample is left out because there are more ranks."""
@@ -87,6 +91,15 @@ class _OpenPack:
     patches: int = 0
     held: list[tuple[list[Prepared], Sample]] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)
+
+    def is_full(self, tokens: int, patches: int, limits: PackLimits) -> bool:
+        """There is no room for one more sample of that size."""
+        part = limits.part
+        return bool(self.held) and (
+            0 < part * limits.samples <= len(self.held)
+            or self.tokens + tokens > part * limits.tokens
+            or self.patches + patches > part * limits.patches
+        )
 
 
 class _LeftOut:
@@ -138,10 +151,11 @@ def packs(
     """
     opened: dict[str, _OpenPack] = defaultdict(_OpenPack)
     left_out = _LeftOut(source.allowed_bad if isinstance(source, Forgiving) else 0)
+    most = limits.sample_tokens or limits.tokens
     for index in itertools.chain(sorted(waiting), itertools.count(start, stride)):
         try:
             sample = source[index]
-            prepared = fit(sample, processor, chat_format, limits.tokens, limits.patches)
+            prepared = fit(sample, processor, chat_format, most, limits.patches)
         except TooLarge as error:
             left_out.too_large(error)
             continue
@@ -152,8 +166,7 @@ def packs(
         size, seen = sum(len(p.tokens_T) for p in prepared), sum(p.patch_count for p in prepared)
         task = sample.task if limits.same_task else ""
         full = opened[task]
-        tokens, patches = full.tokens + size, full.patches + seen
-        if full.held and (tokens > limits.part * limits.tokens or patches > limits.part * limits.patches):
+        if full.is_full(size, seen, limits):
             del opened[task]
             left = sorted(i for pack in opened.values() for i in pack.indices)
             yield _close(full.held, source.tasks, processor, index, tuple(left))

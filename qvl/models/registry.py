@@ -85,17 +85,32 @@ def family_of(model: nn.Module) -> Family:
     raise ValueError(f"a {type(model).__name__} is not one of the models: {', '.join(FAMILIES)}")
 
 
+def family_of_config(config: VLMConfig) -> Family:
+    """The family that a configuration belongs to. Raises `ValueError` if it is none of them."""
+    for entry in FAMILIES.values():
+        if type(config) is entry.config:
+            return entry
+    raise ValueError(f"a {type(config).__name__} is not a configuration of one of: {', '.join(FAMILIES)}")
+
+
+def presets() -> dict[str, VLMConfig]:
+    """The named configurations of all families."""
+    return {key: config for entry in FAMILIES.values() for key, config in entry.presets.items()}
+
+
 def preset(name: str) -> VLMConfig:
     """A named configuration of any family. Raises `ValueError` listing the names there are."""
-    presets = {key: config for entry in FAMILIES.values() for key, config in entry.presets.items()}
-    if name not in presets:
-        raise ValueError(f"no model preset {name!r}; there are: {', '.join(presets)}")
-    return presets[name]
+    known = presets()
+    if name not in known:
+        raise ValueError(f"no model preset {name!r}; there are: {', '.join(known)}")
+    return known[name]
+
+
+def small_preset(name: str) -> str:
+    """The small preset of the family that preset `name` belongs to."""
+    return next(key for key in family_of_config(preset(name)).presets if key.startswith("tiny"))
 
 
 def build_model(config: VLMConfig) -> VisionLanguageModel:
     """The model of the family that `config` is a configuration of, with weights as they come from the constructor."""
-    for entry in FAMILIES.values():
-        if type(config) is entry.config:
-            return entry.module(config)
-    raise ValueError(f"a {type(config).__name__} is not a configuration of one of: {', '.join(FAMILIES)}")
+    return family_of_config(config).module(config)

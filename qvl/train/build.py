@@ -20,6 +20,7 @@ from qvl.models.qwen2_vl.config import Qwen2VLConfig, TokenIds, with_vocabulary
 from qvl.models.qwen2_vl.model import Qwen2VL
 from qvl.models.qwen_vl import config as qwen_vl_config
 from qvl.models.qwen_vl.config import QwenVLConfig
+from qvl.models.qwen_vl.model import QwenVL
 from qvl.models.registry import build_model, preset
 from qvl.models.vlm import VisionLanguageModel, VLMConfig
 from qvl.text.family import QWEN2_VL, QWEN_VL, Family
@@ -27,10 +28,12 @@ from qvl.text.folder import has_tokenizer
 from qvl.text.messages import Text
 from qvl.text.tokenizer import Tokenizer
 from qvl.train.config import PartsConfig, StageConfig, TrainConfig
-from qvl.train.start import Start
+from qvl.train.start import Start, fill_qwen_vl
 
 _BASE_RANKS = 256
 """Qwen pieces kept besides the world's own words; any other text is spelt with these and with bytes."""
+_OFFICIAL_RANKS = 151_643
+"""Ordinary tokens of the whole vocabulary."""
 _CONNECTED = ("dialogue", "text")
 """Tasks whose later turns need the earlier ones."""
 _STAGE_SEEDS = 1_000_003
@@ -52,21 +55,42 @@ def build(config: TrainConfig, tokenizer_folder: str | Path | None = None) -> Bu
 
     Raises:
         FileNotFoundError: a pretrained part is not there.
-        ValueError: no such preset, a world that cannot be, or parts that do not fit.
+        ValueError: no such preset, a world or a size that cannot be, or parts that do not fit.
     """
-    sizes = preset(config.model)
-    if config.parts != PartsConfig():
+    sizes = model_sizes(config)
+    if config.parts != PartsConfig() and isinstance(sizes, Qwen2VLConfig):
         return _from_parts(config, sizes, tokenizer_folder)
     tokenizer = _tokenizer(config, QWEN_VL if isinstance(sizes, QwenVLConfig) else QWEN2_VL, tokenizer_folder)
     fitted = _with_vocabulary(sizes, tokenizer)
     model = build_model(fitted)
     model.init_weights(config.seed)
+    if isinstance(model, QwenVL):
+        fill_qwen_vl(model, config.parts)
     return Built(model, build_processor(config, fitted, tokenizer))
 
 
-def _from_parts(config: TrainConfig, sizes: VLMConfig, folder: str | Path | None) -> Built:
-    if not isinstance(sizes, Qwen2VLConfig):
-        raise ValueError(f"pretrained parts make a Qwen2-VL, but {config.model} is a Qwen-VL; name another model")
+def model_sizes(config: TrainConfig) -> VLMConfig:
+    """The recipe's preset, for pictures of the recipe's size and number of tokens.
+
+    Raises:
+        ValueError: no such preset, or sizes that it cannot have.
+    """
+    return for_pictures(config, preset(config.model))
+
+
+def for_pictures(config: TrainConfig, model: VLMConfig) -> VLMConfig:
+    """`model` for pictures of the recipe's size and number of tokens. Raises `ValueError` for what it cannot have."""
+    if not config.image_px and not config.queries:
+        return model
+    if not isinstance(model, QwenVLConfig):
+        raise ValueError(
+            f"image_px and queries are Qwen-VL's; {config.model} keeps a picture's shape, world.sizes are its sizes"
+        )
+    side, queries = config.image_px or model.vision.image_px, config.queries or model.adapter.queries
+    return qwen_vl_config.with_image_size(model, side, queries)
+
+
+def _from_parts(config: TrainConfig, sizes: Qwen2VLConfig, folder: str | Path | None) -> Built:
     start = Start.of(config.parts)
     if start.vocabulary is None:
         tokenizer = _tokenizer(config, QWEN2_VL, folder)
@@ -112,7 +136,9 @@ def build_processor(
 
 
 def _with_vocabulary(sizes: VLMConfig, tokenizer: Tokenizer) -> VLMConfig:
-    """The same model over the tokenizer's vocabulary."""
+    """The same model over the tokenizer's vocabulary. The released sizes have room for the official one already."""
+    if tokenizer.vocab_size >= _OFFICIAL_RANKS and sizes.vocab_size >= tokenizer.vocab_size:
+        return sizes
     if isinstance(sizes, QwenVLConfig):
         end = tokenizer.special("<|endoftext|>")
         ids = qwen_vl_config.TokenIds(image_start=tokenizer.special("<img>"), bos=end, eos=end)
@@ -152,6 +178,15 @@ def sample_source(config: TrainConfig, stage: StageConfig) -> SampleSource:
     return UserSource(config.data, own_seed)
 
 
+def check_data(config: TrainConfig) -> None:
+    """Raises `ValueError` for a recipe that needs data and names none."""
+    if config.needs_data and not config.data.files:
+        raise ValueError(
+            "this recipe is for your own data and names none: --data FILE. To try it in seconds with a small model on "
+            "the embedded world: --smoke; to train its own model on that world: --set needs_data=false"
+        )
+
+
 @final
 class WorldSource:
     """`source[index]`: training sample `index` of a world, marked where its questions do not need each other."""
@@ -167,10 +202,18 @@ class WorldSource:
 
 
 def _tokenizer(config: TrainConfig, family: Family, folder: str | Path | None) -> Tokenizer:
-    if folder is not None and has_tokenizer(folder):
-        return Tokenizer.from_folder(folder)
-    phrases = dict.fromkeys(phrase for stage in config.stages for phrase in World(stage.world).lexicon())
-    tokenizer = Tokenizer.reduced(phrases, _BASE_RANKS, family=family)
+    for known in (folder, config.model):
+        if known is not None and has_tokenizer(known):
+            return Tokenizer.from_folder(known)
+    if config.vocabulary == "official":
+        tokenizer = Tokenizer.qwen_vl() if family is QWEN_VL else Tokenizer.qwen2_vl()
+    else:
+        tokenizer = _reduced(config, family)
     if folder is not None:
         tokenizer.save(folder)
     return tokenizer
+
+
+def _reduced(config: TrainConfig, family: Family) -> Tokenizer:
+    phrases = dict.fromkeys(phrase for stage in config.stages for phrase in World(stage.world).lexicon())
+    return Tokenizer.reduced(phrases, _BASE_RANKS, family=family)

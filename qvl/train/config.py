@@ -5,7 +5,7 @@ Knows: the fields of a recipe file. Does not know: how any of it is carried out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from qvl.data.user.config import DataConfig
@@ -26,6 +26,8 @@ class OptimConfig:
     """Learning rate at the end of the cosine, as a share of the peak."""
     warmup: float = 0.02
     """Linear warm-up, as a share of the stage."""
+    warmup_steps: int = 0
+    """Linear warm-up in steps instead, for a stage that counts its `steps`."""
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
     weight_decay: float = 0.05
@@ -78,20 +80,45 @@ class StageConfig:
     """Most patches of one packed forward pass."""
     same_task: bool = False
     """Samples of one task only in a pack (Qwen-VL's multi-task stage); `accumulate` then mixes tasks in a step."""
+    samples_per_pack: int = 0
+    """Most samples in a pack; 0 = as many as fit."""
+    tokens_per_sample: int = 0
+    """Longer samples get smaller pictures or are left out and named; 0 = what a pack holds."""
     accumulate: int = 1
-    """Packs per optimizer step."""
+    """Packs per optimizer step, of all ranks together."""
     evaluate: bool = True
     """Measure on the development split when the stage ends."""
+
+    def __post_init__(self) -> None:
+        if self.optim.warmup_steps and not 0 < self.optim.warmup_steps < self.steps:
+            raise ValueError(
+                f"stage {self.name}: warmup_steps is {self.optim.warmup_steps}, the stage has {self.steps} steps; give "
+                "it more steps, or a warm-up as a share (warmup)"
+            )
+        room = self.samples_per_pack * self.tokens_per_sample
+        if room > self.tokens_per_pack:
+            raise ValueError(
+                f"stage {self.name}: {self.samples_per_pack} samples of up to {self.tokens_per_sample} tokens do not "
+                f"fit a pack of {self.tokens_per_pack}; set tokens_per_pack to at least {room}"
+            )
+
+    @property
+    def schedule(self) -> OptimConfig:
+        """`optim` with the warm-up as a share of the stage, however the recipe says it."""
+        steps = self.optim.warmup_steps
+        return replace(self.optim, warmup=steps / self.steps, warmup_steps=0) if steps else self.optim
 
 
 @dataclass(frozen=True)
 class PartsConfig:
-    """What a model begins as, instead of random numbers: names of fetched packages (`qvl data parts`), or paths."""
+    """What a preset begins as, instead of random numbers: paths, or names of fetched packages (`qvl data parts`)."""
 
     language: str = ""
-    """smollm2-135m, a GGUF file, or a Hugging Face folder of a Qwen2 or Llama; empty = random."""
+    """Qwen2-VL: smollm2-135m, a GGUF file, or a Hugging Face folder of a Qwen2 or Llama. Qwen-VL: the folder of a
+    Qwen-7B. Empty = random."""
     vision: str = ""
-    """dinov2-s14, an ONNX file with a DINOv2, or a folder of DINOv2, CLIP, DFN or OpenCLIP; empty = random."""
+    """Qwen2-VL: dinov2-s14, an ONNX file with a DINOv2, or a folder of DINOv2, CLIP, DFN or OpenCLIP. Qwen-VL: a file
+    of OpenCLIP's ViT-bigG/14. Empty = random."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +130,20 @@ class TrainConfig:
     """Name of a model preset, which starts from random weights; or a model folder or hub id to start from."""
     data: DataConfig = field(default_factory=DataConfig)
     """Files to train on instead of the stages' worlds."""
+    needs_data: bool = False
+    """The recipe is for the user's own files: without any it says so instead of training on the stages' worlds."""
     lora: LoraConfig | None = None
     """Train adapters beside the frozen weights instead of the weights."""
     parts: PartsConfig = field(default_factory=PartsConfig)
-    """Pretrained parts. Their sizes replace the preset's."""
+    """Pretrained parts of a preset. Those of a Qwen2-VL may be of other sizes, which replace the preset's."""
+    image_px: int = 0
+    """Qwen-VL: side of the square that every picture becomes; 0 = the model's."""
+    queries: int = 0
+    """Qwen-VL: vision tokens per picture, a square number; 0 = the model's."""
+    vocabulary: Literal["world", "official"] = "world"
+    """Of a preset. `world`: Qwen's pieces, reduced to what the recipe's worlds can say; `official`: all of them."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of matrix products, forward and backward (autocast); weights, their updates and losses stay float32."""
     minutes: float = 15.0
     """Training time of all stages that give a share. Evaluation comes on top."""
     seed: int = 0

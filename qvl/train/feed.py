@@ -71,7 +71,8 @@ class Feed:
     ) -> None:
         self.lane = lane
         self._count = share.packs
-        limits = PackLimits(stage.tokens_per_pack, stage.patches_per_pack, stage.same_task, share.part)
+        most = stage.samples_per_pack, stage.tokens_per_sample
+        limits = PackLimits(stage.tokens_per_pack, stage.patches_per_pack, stage.same_task, *most, part=share.part)
         make = partial(packs, source, processor, limits, stage.chat_format, lane.next_index, lanes, lane.waiting)
         self._stream: Iterator[Pack] | None = background(make)
 

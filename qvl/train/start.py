@@ -11,10 +11,12 @@ from typing import final
 
 from qvl.checkpoint.gguf import GGUF
 from qvl.checkpoint.language_part import LanguagePart, fill_language, read_language_part
+from qvl.checkpoint.parts import load_clip_vision, load_language_model
 from qvl.checkpoint.vision_part import VisionPart, fill_vision, read_vision_part
 from qvl.media.resize import Geometry
 from qvl.models.qwen2_vl.config import Qwen2VLConfig
 from qvl.models.qwen2_vl.model import Qwen2VL
+from qvl.models.qwen_vl.model import QwenVL
 from qvl.packages import PACKAGES, packaged
 from qvl.text.adopted import Adopted, adopt_folder, adopt_pieces
 from qvl.train.config import PartsConfig
@@ -26,7 +28,7 @@ _SPECIAL = 3
 @final
 @dataclass(frozen=True)
 class Start:
-    """The parts of a recipe, not read yet (sizes are)."""
+    """The parts of a Qwen2-VL, not read yet (sizes are)."""
 
     language: LanguagePart | None
     vision: VisionPart | None
@@ -67,6 +69,25 @@ class Start:
         """How pictures are cut up, and the mean and deviation of pixels that the vision tower was trained with."""
         plain = Geometry(patch=model.vision.patch, merge=model.vision.merge, temporal=model.vision.temporal_patch)
         return plain if self.vision is None else replace(plain, mean=self.vision.mean, std=self.vision.std)
+
+
+def fill_qwen_vl(model: QwenVL, parts: PartsConfig) -> None:
+    """Copies the parts of a Qwen-VL into a freshly initialised one. They have its sizes, and its vocabulary.
+
+    Raises:
+        FileNotFoundError: a part is not there.
+        ValueError: a part is damaged, or of other sizes, or one for a Qwen2-VL.
+    """
+    for part in (parts.language, parts.vision):
+        if part in PACKAGES:
+            raise ValueError(
+                f"{part} is a part of a Qwen2-VL, but the recipe's model is a Qwen-VL; name another model, or a "
+                "Qwen-7B folder (parts.language) and a file of OpenCLIP's ViT-bigG/14 (parts.vision)"
+            )
+    if parts.language:
+        load_language_model(model, parts.language)
+    if parts.vision:
+        load_clip_vision(model, parts.vision)
 
 
 def _path(part: str) -> Path:

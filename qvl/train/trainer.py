@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+import torch
+
 from qvl.data.packing import Pack, SampleSource
 from qvl.inputs.processor import Processor
 from qvl.models.vlm import VisionLanguageModel
@@ -138,7 +140,7 @@ class Trainer:
     def _open_stage(self, index: int, saved: dict[str, Any] | None) -> _StageRun:
         stage, ranks = self.config.stages[index], self.ranks
         objective, source = OBJECTIVES[stage.objective], self.source(stage)
-        optimizers = Optimizers(self.model, stage.trains, stage.optim, stage.frozen)
+        optimizers = Optimizers(self.model, stage.trains, stage.schedule, stage.frozen)
         clock = StageClock(stage.steps, stage_seconds(self.config, index), samples_in(source, stage.epochs))
         lanes = begin(ranks.lanes)
         if saved and saved["optimizers"] is not None:
@@ -178,8 +180,10 @@ class Trainer:
 
     def _backward(self, run: _StageRun, held: list[Pack], tally: Tally) -> None:
         """Gradients of the *summed* loss of this rank's packs; the divisor is known when all ranks have counted."""
+        lower = self.config.precision == "bfloat16"
         for pack in held:
-            losses_X = run.objective.losses(self.model, pack.batch.to(self.ranks.device))
+            with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=lower):
+                losses_X = run.objective.losses(self.model, pack.batch.to(self.ranks.device))
             losses_X.sum().backward()
             losses_X = losses_X.detach()
             tally.loss += float(losses_X.sum())

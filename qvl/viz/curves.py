@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Literal, final, get_args
 
 from qvl.viz.svg import escape, linear_ticks, log_ticks, number, polyline
 
@@ -16,10 +16,15 @@ MOST_POINTS = 600
 """Longer series are averaged in bins: more points than pixels only make the file big."""
 
 COLOURS = (
-    "svg{--ink:#1c2024;--faint:#60646c;--line:#d9dce1;--band:#f2f3f5;--accent:#0b6e99;--second:#b4590b}"
+    "svg{--ink:#1c2024;--faint:#60646c;--line:#d9dce1;--band:#f2f3f5;--accent:#0b6e99;--second:#b4590b;"
+    "--third:#18713f;--fourth:#8a2f8f;--fifth:#6b5b00}"
     "@media(prefers-color-scheme:dark){svg{--ink:#edeef0;--faint:#b0b4ba;--line:#363a3f;--band:#212225;"
-    "--accent:#6cc3ea;--second:#f0a868;background:#18191b}}"
+    "--accent:#6cc3ea;--second:#f0a868;--third:#68cf94;--fourth:#e39be8;--fifth:#d9c84a;background:#18191b}}"
 )
+
+
+Tone = Literal["accent", "second", "third", "fourth", "fifth"]
+TONES: tuple[Tone, ...] = get_args(Tone)
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Series:
     label: str
     xs: Sequence[float]
     ys: Sequence[float]
-    tone: Literal["accent", "second"] = "accent"
+    tone: Tone = "accent"
 
 
 @dataclass(frozen=True)

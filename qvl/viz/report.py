@@ -8,18 +8,15 @@ policy forbids loading anything.
 from __future__ import annotations
 
 from pathlib import Path
-from string import Template
-from typing import Any
 
 from qvl.viz.curves import Chart, Series, line_chart
-from qvl.viz.numbers import clock, count
+from qvl.viz.page import facts, hardware, stages_in_words, write_page
 from qvl.viz.run import Run, read_run
 from qvl.viz.scores import group_tables, method_table, score_table, stage_table, verdict
 from qvl.viz.svg import escape
 from qvl.viz.wall import PICTURES, chosen, outcome, wall
 from qvl.viz.words import readable
 
-_HERE = Path(__file__).parent
 LIMITS = (
     "There is one picture per concept: naming is memorised. What generalises here is composition, that is places, "
     "pairs and layouts that training never showed; the name of a thing drawn by another hand is another test.",
@@ -50,44 +47,14 @@ def write_report(run_dir: str | Path) -> Path:
     """
     run = read_run(run_dir)
     sections = [_top(run), _scores(run), _curves(run), _stages(run), _pictures(run), _limits(run), _method(run)]
-    page = Template((_HERE / "report.html").read_text(encoding="utf-8")).substitute(
-        title=escape(f"{run.name}: report"),
-        style=(_HERE / "report.css").read_text(encoding="utf-8"),
-        body="\n".join(section for section in sections if section),
-    )
-    path = run.folder / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    return write_page(run.folder / "report.html", f"{run.name}: report", sections)
 
 
 def _top(run: Run) -> str:
-    known = run.summary
-    facts = {
-        "Model": known.get("model"),
-        "Parameters": _parameters(known.get("parameters")),
-        "Training time": clock(known["seconds"]) if "seconds" in known else None,
-        "Hardware": _hardware(known.get("hardware")),
-        "Seed": known.get("seed"),
-        "Date": known.get("date"),
-        "Version": known.get("version"),
-    }
-    shown = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items() if v is not None)
+    told = facts(run.summary)
+    shown = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in told.items() if v is not None)
     lead = f'<p class="lead">{escape(verdict(run.evals[run.counted]))}</p>' if run.counted else ""
     return f'<header><h1>{escape(run.name)}</h1>{lead}<dl class="facts">{shown}</dl></header>'
-
-
-def _parameters(value: Any) -> str | None:
-    if value is None:
-        return None
-    if isinstance(value, dict):
-        return ", ".join(f"{part} {count(n)}" for part, n in value.items())
-    return count(value)
-
-
-def _hardware(value: Any) -> str | None:
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {found}" for key, found in value.items())
-    return value
 
 
 def _scores(run: Run) -> str:
@@ -107,7 +74,7 @@ def _curves(run: Run) -> str:
     if not run.log:
         return ""
     bands = run.stages
-    stages = ", ".join(f"{b.label} ({clock(60 * (b.end - b.start))})" for b in bands)
+    stages = stages_in_words(bands)
     chart = Chart(
         f"Training loss over minutes, stages {stages}", "minutes of training", log_y=True, bands=bands, width=960
     )
@@ -163,8 +130,8 @@ about.</p>
 
 
 def _limits(run: Run) -> str:
-    hardware = _hardware(run.summary.get("hardware"))
-    limits = [*LIMITS, f"Times were measured on: {hardware}." if hardware else "The hardware was not recorded."]
+    machine = hardware(run.summary.get("hardware"))
+    limits = [*LIMITS, f"Times were measured on: {machine}." if machine else "The hardware was not recorded."]
     items = "".join(f"<li>{escape(limit)}</li>" for limit in limits)
     return f'<section><h2>Honest limits</h2><ul class="limits">{items}</ul></section>'
 

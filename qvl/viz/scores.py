@@ -21,7 +21,7 @@ def score_table(result: Json, targets: Mapping[str, float]) -> str:
     head = "<th>Task</th><th>Score</th><th>95 % interval</th>"
     head += "".join(f"<th>{escape(title)}</th>" for title in FLOORS.values())
     head += "<th>Above both</th>" + ("<th>Target</th>" if targets else "")
-    rows = [_row(name, task, key, targets) for name, task in result["tasks"].items() for key in _plain_keys(task)]
+    rows = [_row(name, task, key, targets) for name, task in result["tasks"].items() for key in plain_keys(task)]
     return f'<table class="scores"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
 
 
@@ -43,7 +43,7 @@ def above_floors(task: Json) -> bool | None:
     return all(gain["ci_low"] > 0 for gain in gains.values()) if gains else None
 
 
-def _plain_keys(task: Json) -> list[str]:
+def plain_keys(task: Json) -> list[str]:
     """Metric names without a group, the headline first."""
     keys = [key for key in task["metrics"] if "/" not in key]
     return sorted(keys, key=lambda key: (key != task["headline"], key))
@@ -140,7 +140,7 @@ def stage_table(evals: Mapping[str, Json]) -> str:
     head = "<th>Metric</th>" + "".join(f"<th>{escape(stage)}</th>" for stage in stages)
     rows = []
     for name, task in last["tasks"].items():
-        for key in _plain_keys(task):
+        for key in plain_keys(task):
             values = [e["tasks"].get(name, {}).get("metrics", {}).get(key) for e in evals.values()]
             cells = "".join(f"<td>{show(key, v['value']) if v else '–'}</td>" for v in values)
             rows.append(

@@ -55,7 +55,15 @@ def wall(rows: Sequence[Json], folder: Path) -> str:
     return f'<ul class="wall">{"".join(_card(row, folder) for row in rows)}</ul>'
 
 
-def _card(row: Json, folder: Path) -> str:
+def labelled_wall(cards: Sequence[tuple[str, Json, Path]]) -> str:
+    """Cards of (who answered, row, folder that its picture lies in), in this order.
+
+    Raises: as `wall`.
+    """
+    return f'<ul class="wall">{"".join(_card(row, folder, who) for who, row, folder in cards)}</ul>'
+
+
+def _card(row: Json, folder: Path, who: str = "") -> str:
     height, width = row["hw"]
     found: Outcome = outcome(row)
     alt = "Scene with " + (", ".join(o["label"] for o in row["objects_px"]) or "text")
@@ -65,9 +73,10 @@ def _card(row: Json, folder: Path) -> str:
     if found != "right":
         words += f'<p class="truth" lang="{lang}"><span>true:</span> {said(row["answer"])}</p>'
     values = " · ".join(f"{escape(metric_name(k))} {show(k, v)}" for k, v in row["values"].items() if k in _GRADED)
+    said_by = f'<p class="run">{escape(who)}</p>' if who else ""
     return (
         f'<li class="{found}"><figure><div class="picture" style="aspect-ratio:{width}/{height}">{overlay}</div>'
-        f'<figcaption><p class="asked" lang="{lang}">{said(row["question"].replace("<image>", ""))}</p>{words}'
+        f'<figcaption>{said_by}<p class="asked" lang="{lang}">{said(row["question"].replace("<image>", ""))}</p>{words}'
         f'<p class="outcome"><b>{_LABELS[found]}</b> <span>{values}</span></p>'
         f"</figcaption></figure></li>"
     )

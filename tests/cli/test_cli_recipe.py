@@ -82,3 +82,28 @@ def test_differences_name_keys_and_values(recipe: Path) -> None:
     assert differences(config, config) == []
     assert differences(config, other, ["minutes"]) == ["stages.1.optim.lr: 0.001 -> 0.5"]
     assert len(differences(config, other)) == 2
+
+
+def test_a_recipe_builds_on_another(recipe: Path) -> None:
+    own = recipe.with_name("own.yaml")
+    own.write_text("base: small.yaml\nseed: 5\nset: {stages.chat.optim.lr: 0.5, stages.chat.world.tasks.what: 0}\n")
+    assert sorted(differences(read_recipe(recipe), read_recipe(own))) == [
+        "seed: 0 -> 5",
+        "stages.1.optim.lr: 0.001 -> 0.5",
+        "stages.1.world.tasks.what: 1.0 -> 0.0",
+    ]
+    for text, said in [
+        ("base: own.yaml", "is its own base"),
+        ("base: gone.yaml", "there is no recipe"),
+        ("base: small.yaml\nset: 3", "set must hold dotted keys and values, got 3"),
+        ("base: small.yaml\nset: {stages.nope.steps: 3}", "no 'stages.nope'; known are: words, chat"),
+    ]:
+        own.write_text(text)
+        with pytest.raises((ValueError, FileNotFoundError), match=said):
+            read_recipe(own)
+
+
+def test_both_generations_go_through_the_same_stages() -> None:
+    second, first = (read_recipe(RECIPES[0].parent / name) for name in ("tiny.yaml", "tiny_qwen_vl.yaml"))
+    changed = {line.split(":")[0].rpartition(".")[2] for line in differences(second, first)}
+    assert changed <= {"run", "model", "video"}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from qvl.batch import IGNORE
+from qvl.data.fitting import prepare
 from qvl.data.packing import Pack, PackLimits, packs, turn_tasks
 from qvl.data.records import Sample
 from qvl.inputs.processor import Processor, ProcessorConfig
@@ -123,3 +124,12 @@ def test_answers_without_a_description() -> None:
     assert turn_tasks(np.asarray(turn_X), ["b", "a"], {"a": 0, "b": 1}).tolist() == [1, 1, 0]
     with pytest.raises(ValueError, match=r"2 supervised answers, but 1 are described \(a\)"):
         turn_tasks(np.asarray(turn_X), ["a"], {"a": 0})
+
+
+def test_packs_of_a_number_of_samples(processor: Processor) -> None:
+    """Every pack holds so many samples, whatever room is left; what is too long for a sample is left out."""
+    limits = PackLimits(4000, 400, samples=3, sample_tokens=30)
+    for pack in itertools.islice(packs(Mixed(), processor, limits, "raw"), 6):
+        assert pack.samples == len(indices(pack)) == 3
+        for i in indices(pack):
+            assert sum(len(p.tokens_T) for p in prepare(Mixed()[i], processor, "raw")) <= 30

@@ -16,8 +16,11 @@ from qvl.cli.recipe import read_recipe
 from qvl.cli.training import train_run
 from qvl.models.qwen2_vl.config import preset
 from qvl.models.qwen2_vl.model import Qwen2VL
+from qvl.models.qwen_vl.config import PRESETS
+from qvl.models.qwen_vl.model import QwenVL
 from qvl.train.build import build
 from qvl.train.config import PartsConfig, TrainConfig
+from qvl.train.start import fill_qwen_vl
 
 
 @pytest.fixture
@@ -82,5 +85,7 @@ def test_parts_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         build(config)
     with pytest.raises(FileNotFoundError, match="there is no part 'elsewhere'"):
         build(read_recipe("recipes/small.yaml", None, ["parts.language=elsewhere"]))
-    with pytest.raises(ValueError, match="pretrained parts make a Qwen2-VL"):
-        build(read_recipe("recipes/small.yaml", None, ["model=tiny-qwen-vl"]))
+    with torch.device("meta"):
+        first_generation = QwenVL(PRESETS["tiny-qwen-vl"])
+    with pytest.raises(ValueError, match="smollm2-135m is a part of a Qwen2-VL, but the recipe's model is a Qwen-VL"):
+        fill_qwen_vl(first_generation, config.parts)

@@ -200,3 +200,28 @@ def test_a_damaged_state_says_what_to_do(tmp_path) -> None:
     (tmp_path / "state.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match="delete it"):
         load_state(tmp_path)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_products_are_of_the_recipes_precision(tmp_path, model, processor, precision, dtype) -> None:
+    seen = set()
+    watch = model.decoder.layers[0].qkv.register_forward_hook(lambda module, given, result: seen.add(result.dtype))
+    Trainer(replace(recipe(tmp_path, (1,)), precision=precision), model, processor, Source).fit()
+    watch.remove()
+    assert seen == {dtype}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_stage_bounds_samples_per_pack(tmp_path, model, processor) -> None:
+    config = recipe(tmp_path, (2,), samples_per_pack=2, tokens_per_sample=180, accumulate=3)
+    taken = []
+    trainer = Trainer(config, model, processor, Source)
+    backward = trainer._backward
+
+    def watched(run, held, tally):
+        taken.append([pack.samples for pack in held])
+        return backward(run, held, tally)
+
+    trainer._backward = watched
+    trainer.fit()
+    assert taken == [[2, 2, 2], [2, 2, 2]]

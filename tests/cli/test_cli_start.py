@@ -1,0 +1,37 @@
+"""A run that begins with the folder of the one before it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from qvl.checkpoint.configs import read_config
+from qvl.checkpoint.folder import save_model
+from qvl.cli.start import begin, processor_of
+from qvl.train.build import build
+from qvl.train.config import StageConfig, TrainConfig
+
+CONFIG = TrainConfig("run", (StageConfig("s", ("text",), 1.0, steps=1),), model="tiny-qwen-vl")
+
+
+@pytest.mark.slow
+def test_stage_2_begins_with_stage_1_and_larger_pictures(tmp_path: Path) -> None:
+    """The same weights and vocabulary; the run's own files say how large its pictures are."""
+    folder = tmp_path / "before"
+    before = build(CONFIG, folder)
+    save_model(before.model, folder)
+    config = replace(CONFIG, seed=1, image_px=224, model=str(folder))
+    after = begin(config, tmp_path / "run")
+    pairs = zip(before.model.state_dict().values(), after.model.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert after.processor.tokenizer.specials == before.processor.tokenizer.specials
+    kept = read_config(tmp_path / "run/start")
+    assert after.model.config.vision.image_px == kept.vision.image_px == 224
+    for processor in (after.processor, processor_of(config)):
+        assert processor.config.square is not None
+        assert processor.config.square.side == 224
+    with pytest.raises(ValueError, match=r"queries is 36, but .*before has 16; their number can only be chosen"):
+        begin(replace(config, queries=36), tmp_path / "other")
