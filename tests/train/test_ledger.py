@@ -82,9 +82,9 @@ def kept_by_autograd(model: VisionLanguageModel, batch: Batch, *, bfloat16: bool
             held.setdefault(x.untyped_storage().data_ptr(), x)
         return x
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            losses(model, batch).sum()
+    lower = torch.autocast("cpu", torch.bfloat16, enabled=bfloat16)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), lower:
+        losses(model, batch).sum()
     return sum(x.untyped_storage().nbytes() for x in held.values())
 
 
