@@ -42,7 +42,7 @@ from qvl.train.ranks import Ranks
 from qvl.train.trainer import Trainer
 
 FIRST_LOOK = "first_look.html"
-_MAY_CHANGE = ("run", "threads", "log_every", "save_every_minutes", "eval_samples", "final_eval_samples")
+_MAY_CHANGE = ("run", "threads", "log_every", "save_every_minutes", "eval_samples", "final_eval_samples", "parallel")
 """What a run that goes on may set anew."""
 
 

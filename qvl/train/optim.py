@@ -187,8 +187,9 @@ class Optimizers:
                 for (f, decays), ps in adamw.items()
             ]
             self.all.append(torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True))
-        for optimizer in self.all:
-            show_in_order(optimizer, orders or {})
+        if is_sharded(self.params):
+            for optimizer in self.all:
+                show_in_order(optimizer, orders or {})
 
     def clip(self) -> float:
         """Bounds the norm of all gradients together; returns what it was."""

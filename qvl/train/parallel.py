@@ -23,12 +23,17 @@ from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
 from qvl.batch import Batch
+from qvl.data.packing import Pack
 from qvl.layers.decoder import DecoderLayer
 from qvl.layers.linear import FusedLinear
 from qvl.models.lora import has_lora
+from qvl.models.qwen2_vl import vit as qwen2_vl_vit
+from qvl.models.qwen_vl import vit as qwen_vl_vit
 from qvl.models.vlm import VisionLanguageModel
 from qvl.train.blocks import blocks_of, compile_blocks, recompute_block, vision_blocks
 from qvl.train.config import ParallelConfig
+from qvl.train.deal import deal, idle
+from qvl.train.flops import FlopCount
 from qvl.train.objectives import Objective
 from qvl.train.ranks import Ranks
 from qvl.train.shards import deal_rows, is_split, local, orders_of, whole
@@ -92,6 +97,19 @@ class Parallel:
         with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self._lower):
             return self._losses(objective, batch)
 
+    def deal(self, made: list[Pack], cost: Callable[[Pack], float]) -> list[Pack]:
+        """The packs of a step that this rank computes, given those that it made: equally many on every rank (if it is
+        sharded), and at any time packs of similar cost."""
+        if self.ranks.lanes == 1 or (len(made) == 1 and not self.sharded):
+            return made
+        dealt = deal(self.ranks.gather_lanes([cost(pack) for pack in made]))
+        moves = [(m.lane, m.number, lane) for lane, packs in enumerate(dealt) for m in packs if m.lane != lane]
+        received = self.ranks.deliver(made, moves)
+        own = self.ranks.lane
+        held = [made[m.number] if m.lane == own else received[m.lane, m.number] for m in dealt[own]]
+        rounds = max(map(len, dealt)) if self.sharded else 0
+        return held + [idle(made[0])] * (rounds - len(held))
+
     def sum_gradients(self, parameters: Sequence[nn.Parameter], scale: float) -> None:
         """Every gradient becomes its sum over all packs of the step times `scale`."""
         if not self.sharded:
@@ -150,6 +168,17 @@ class Parallel:
         self._losses = getattr(self.model, name)
 
 
+def pack_cost(model: VisionLanguageModel) -> Callable[[Pack], float]:
+    """Counts the FLOPs of a pack, vision and text, forward and backward, with what `model` learns now."""
+    count = FlopCount(model)
+
+    def cost(pack: Pack) -> float:
+        b = pack.batch
+        return float(count.of(b.seq_lens, b.segment_lens, b.target_count, b.parents).total)
+
+    return cost
+
+
 def _losses(model: VisionLanguageModel, objective: Objective, batch: Batch) -> Tensor:
     return objective.losses(model, batch)
 
@@ -186,6 +215,7 @@ def _split_matrices(model: VisionLanguageModel, mesh: DeviceMesh) -> None:
         block.split = (queries, keys, values)
         _cut(block, text, mesh)
     for block in vision_blocks(model):
+        assert isinstance(block, qwen_vl_vit.VisionBlock | qwen2_vl_vit.VisionBlock)
         block.heads = _share(block.heads, ranks, "heads of the vision tower")
         _cut(block, vision, mesh)
     for name, module in model.visual.named_children():

@@ -100,6 +100,32 @@ class Ranks:
         dist.all_gather_object(found, value)
         return found
 
+    def gather_lanes(self, value: T) -> list[T]:
+        """What every lane has, in lane order (ranks of one lane have the same). For small things."""
+        return self.gather(value)[:: self.place.size // self.lanes]
+
+    def deliver(self, things: Sequence[T], moves: Sequence[tuple[int, int, int]]) -> dict[tuple[int, int], T]:
+        """Things that lanes give to each other, in an order in which none waits for ever.
+
+        Args:
+            things: what this lane can give.
+            moves: (giving lane, which of its things, receiving lane), the same on all ranks.
+
+        Returns:
+            What this rank has received, by (giving lane, which).
+        """
+        per_lane = self.place.size // self.lanes
+        beside = self.place.rank % per_lane
+        received: dict[tuple[int, int], T] = {}
+        for giver, number, taker in moves:
+            if giver == self.lane:
+                dist.send_object_list([things[number]], taker * per_lane + beside, device=torch.device("cpu"))
+            elif taker == self.lane:
+                box: list[Any] = [None]
+                dist.recv_object_list(box, giver * per_lane + beside, device=torch.device("cpu"))
+                received[giver, number] = box[0]
+        return received
+
     def from_first(self, value: T) -> T:
         """What the first rank has."""
         if self.place.size == 1:

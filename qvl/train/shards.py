@@ -14,7 +14,7 @@ Only values in memory lie so. State dicts of the model and of optimizers show th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from math import prod
 from typing import Any
@@ -22,7 +22,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Placement, Shard
+from torch.distributed.tensor.placement_types import _StridedShard  # what FSDP makes of rows that are cut already
 
 from qvl.layers.linear import FusedLinear
 
@@ -79,29 +80,38 @@ def is_split(p: Tensor) -> bool:
     if not isinstance(p, DTensor):
         return False
     names = p.device_mesh.mesh_dim_names
-    return names is not None and names[-1] == "tensor" and p.placements[-1].is_shard()
+    return names is not None and names[-1] == "tensor" and not p.placements[-1].is_replicate()
 
 
 def show_in_order(optimizer: torch.optim.Optimizer, orders: Orders) -> None:
-    """Lets the optimizer's state dict show rows in the model's order, and take them so."""
-    if not orders:
-        return
+    """Lets the optimizer's state dict show rows in the model's order, and take them so; what is given whole is cut."""
 
-    def turned(state: dict[str, Any], back: bool) -> dict[str, Any]:
+    def changed(state: dict[str, Any], change: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Any]:
         params = [p for group in optimizer.param_groups for p in group["params"]]
-        found = dict(state["state"])
-        for index, values in found.items():
-            p = params[index] if isinstance(index, int) else index
-            if p in orders:
-                order_X = orders[p].argsort() if back else orders[p]
-                found[index] = {
-                    key: with_rows(value, order_X) if isinstance(value, Tensor) and value.shape == p.shape else value
+        return {
+            **state,
+            "state": {
+                index: {
+                    key: change(params[index], value)
+                    if isinstance(value, Tensor) and value.shape == params[index].shape
+                    else value
                     for key, value in values.items()
                 }
-        return {**state, "state": found}
+                for index, values in state["state"].items()
+            },
+        }
 
-    optimizer.register_state_dict_post_hook(lambda _, state: turned(state, back=True))
-    optimizer.register_load_state_dict_pre_hook(lambda _, state: turned(state, back=False))
+    def show(p: Tensor, value: Tensor) -> Tensor:
+        return with_rows(value, orders[p].argsort()) if p in orders else value
+
+    def take(p: Tensor, value: Tensor) -> Tensor:
+        value = with_rows(value, orders[p]) if p in orders else value
+        if isinstance(p, DTensor) and not isinstance(value, DTensor):
+            return like(p, own_piece(value.to(p.device), p).clone())
+        return value
+
+    optimizer.register_state_dict_post_hook(lambda _, state: changed(state, show))
+    optimizer.register_load_state_dict_pre_hook(lambda _, state: changed(state, take))
 
 
 def with_rows(tensor: Tensor, order_X: Tensor) -> Tensor:
@@ -123,6 +133,15 @@ def whole(tensor: Tensor, order_X: Tensor | None = None) -> Tensor:
     return full if order_X is None else full[order_X.argsort()]
 
 
+def gathered(state: Any) -> Any:
+    """A state dict with every sharded tensor whole, in the memory of the processor. Every rank calls it."""
+    if isinstance(state, DTensor):
+        return state.full_tensor().cpu()
+    if isinstance(state, dict):
+        return {key: gathered(value) for key, value in state.items()}
+    return [gathered(value) for value in state] if isinstance(state, list) else state
+
+
 def own_piece(full: Tensor, held: Tensor) -> Tensor:
     """The piece of `full` (its rows as `held` has them) that this rank holds of `held`."""
     if not isinstance(held, DTensor):
@@ -130,11 +149,10 @@ def own_piece(full: Tensor, held: Tensor) -> Tensor:
     piece, mesh = full, held.device_mesh
     # The ranks of the last axis (tensor parallel) share first, the others share what each of these has.
     for axis in reversed(range(mesh.ndim)):
-        placement = held.placements[axis]
-        if isinstance(placement, Shard) or placement.is_shard():
-            at, count = mesh.get_local_rank(axis), mesh.size(axis)
-            pieces = piece.chunk(count, dim=placement.dim)
-            piece = pieces[at] if at < len(pieces) else piece.narrow(placement.dim, 0, 0)
+        dim = _cut_along(held.placements[axis])
+        if dim is not None:
+            at, pieces = mesh.get_local_rank(axis), piece.chunk(mesh.size(axis), dim)
+            piece = pieces[at] if at < len(pieces) else piece.narrow(dim, 0, 0)
     assert piece.shape == held.to_local().shape, f"{tuple(piece.shape)} is not {tuple(held.to_local().shape)}"
     return piece
 
@@ -172,4 +190,12 @@ def _holders(tensor: Tensor) -> int:
     if not isinstance(tensor, DTensor):
         return 1
     mesh = tensor.device_mesh
-    return prod(mesh.size(axis) for axis, placement in enumerate(tensor.placements) if placement.is_shard())
+    return prod(mesh.size(axis) for axis, placement in enumerate(tensor.placements) if not placement.is_replicate())
+
+
+def _cut_along(placement: Placement) -> int | None:
+    """The dimension that ranks of an axis share, if they do."""
+    if placement.is_replicate():
+        return None
+    assert isinstance(placement, Shard | _StridedShard), f"no pieces for {placement}"
+    return placement.dim
