@@ -143,6 +143,10 @@ class ParallelConfig:
     def __post_init__(self) -> None:
         if self.shard < 0 or self.tensor < 1:
             raise ValueError(f"parallel needs shard >= 0 and tensor >= 1, got shard={self.shard}, tensor={self.tensor}")
+        if self.compile and self.recompute == "selective":
+            raise ValueError(
+                "parallel.compile computes again by itself what is cheap; take recompute: none or full with it"
+            )
 
 
 @dataclass(frozen=True)

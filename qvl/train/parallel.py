@@ -52,7 +52,7 @@ class Parallel:
     def __init__(
         self, model: VisionLanguageModel, config: ParallelConfig, ranks: Ranks, *, lower: bool = False
     ) -> None:
-        """Changes `model`, which must be whole and the same on all ranks.
+        """Changes `model`, whole on every rank: its values become the first rank's, each rank keeps its pieces.
 
         Args:
             lower: matrix products in bfloat16; gathered weights then travel in bfloat16, gradients in float32.
@@ -66,6 +66,9 @@ class Parallel:
         self._lower = lower
         self.sharded = (config.shard or ranks.lanes) > 1 or config.tensor > 1
         self._losses: Callable[[Objective, Batch], Tensor] = MethodType(_losses, model)
+        if not self.sharded:
+            model.to(ranks.device)  # else piece by piece: the whole may not fit there
+        ranks.copy_from_first(model)
         mesh = _mesh(config, ranks) if self.sharded else None
         self._without_values = _without_values(model) if self.sharded else None
         self._tensor_group = mesh["tensor"].get_group() if mesh is not None else None
@@ -221,6 +224,7 @@ def _split_matrices(model: VisionLanguageModel, mesh: DeviceMesh) -> None:
     for name, module in model.visual.named_children():
         if name == "merger":  # Qwen-VL's adapter, one attention over all patches, stays whole
             _cut(module, {"fc1": by_rows, "fc2": by_columns}, mesh)
+            module.register_forward_hook(lambda module, given, seen: seen.clone())  # FSDP warns of views
     _share(model.config.vocab_size, ranks, "words of the vocabulary")
     tied = model.head.weight is model.embed.weight
     words = {

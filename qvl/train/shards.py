@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Placement, Shard
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard  # what FSDP makes of rows that are cut already
 
 from qvl.layers.linear import FusedLinear
@@ -119,7 +119,7 @@ def with_rows(tensor: Tensor, order_X: Tensor) -> Tensor:
     order_X = order_X.to(tensor.device)
     if not isinstance(tensor, DTensor):
         return tensor[order_X]
-    return like(tensor, own_piece(tensor.full_tensor()[order_X], tensor))
+    return like(tensor, own_piece(whole(tensor)[order_X], tensor))
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -129,14 +129,20 @@ def local(tensor: Tensor) -> Tensor:
 
 def whole(tensor: Tensor, order_X: Tensor | None = None) -> Tensor:
     """The whole tensor on every rank, in the model's order of rows. Every rank that holds a piece calls it."""
-    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    full = tensor
+    if isinstance(tensor, DTensor):
+        placements = list(tensor.placements)
+        for axis in range(len(placements)):  # one after the other, what FSDP has cut first: torch warns of both at once
+            placements[axis] = Replicate()
+            tensor = tensor.redistribute(placements=placements)
+        full = tensor.full_tensor()
     return full if order_X is None else full[order_X.argsort()]
 
 
 def gathered(state: Any) -> Any:
     """A state dict with every sharded tensor whole, in the memory of the processor. Every rank calls it."""
     if isinstance(state, DTensor):
-        return state.full_tensor().cpu()
+        return whole(state).cpu()
     if isinstance(state, dict):
         return {key: gathered(value) for key, value in state.items()}
     return [gathered(value) for value in state] if isinstance(state, list) else state

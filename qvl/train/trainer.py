@@ -111,9 +111,9 @@ class Trainer:
             self._check_same_recipe(saved)
             self.model.load_state_dict(saved["model"])
             self.elapsed, first = saved["elapsed"], saved["stage"]
-        self.ranks.copy_from_first(self.model)
-        lower = self.config.precision == "bfloat16"
-        self.parallel = Parallel(self.model, self.config.parallel, self.ranks, lower=lower)
+        self.parallel = Parallel(
+            self.model, self.config.parallel, self.ranks, lower=self.config.precision == "bfloat16"
+        )
         if saved and self.ranks.first:
             names = [s.name for s in self.config.stages]
             forget_after(self.folder, names[:first], (*names, "")[first], saved["step"])
@@ -221,7 +221,7 @@ class Trainer:
     def _save(self, stage: int, run: _StageRun | None) -> None:
         """Saves that `stage` is under way as `run` says, or (None) about to begin."""
         lanes = self.ranks.gather_lanes(run.feed.lane if run else Lane(0))
-        model, optimizers = gathered(self.model.state_dict()), gathered(run.optimizers.state_dict() if run else None)
+        model, optimizers = gathered([self.model.state_dict(), run.optimizers.state_dict() if run else None])
         if not self.ranks.first:
             return
         save_state(
