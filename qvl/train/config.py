@@ -170,8 +170,9 @@ class TrainConfig:
     """Qwen-VL: vision tokens per picture, a square number; 0 = the model's."""
     vocabulary: Literal["world", "official"] = "world"
     """Of a preset. `world`: Qwen's pieces, reduced to what the recipe's worlds can say; `official`: all of them."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of matrix products, forward and backward (autocast); weights, their updates and losses stay float32."""
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Of matrix products, forward and backward (autocast); weights, their updates and losses stay float32. `auto`:
+    bfloat16 where the machine has units for it, which a CPU may not have."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """How several ranks share the model, and what saves memory on each. May change when a run goes on."""
     minutes: float = 15.0

@@ -17,6 +17,7 @@ from typing import Any, final
 from qvl.data.packing import Pack, SampleSource
 from qvl.inputs.processor import Processor
 from qvl.models.vlm import VisionLanguageModel
+from qvl.runtime import fast_bfloat16
 from qvl.train.clock import StageClock
 from qvl.train.config import StageConfig, TrainConfig
 from qvl.train.feed import Feed, Lane, Share, begin, redeal
@@ -111,9 +112,9 @@ class Trainer:
             self._check_same_recipe(saved)
             self.model.load_state_dict(saved["model"])
             self.elapsed, first = saved["elapsed"], saved["stage"]
-        self.parallel = Parallel(
-            self.model, self.config.parallel, self.ranks, lower=self.config.precision == "bfloat16"
-        )
+        precision, device = self.config.precision, self.ranks.device.type
+        lower = precision == "bfloat16" or (precision == "auto" and fast_bfloat16(device))
+        self.parallel = Parallel(self.model, self.config.parallel, self.ranks, lower=lower)
         if saved and self.ranks.first:
             names = [s.name for s in self.config.stages]
             forget_after(self.folder, names[:first], (*names, "")[first], saved["step"])
