@@ -25,6 +25,8 @@ from qvl.train.shards import Orders, is_sharded, local, norm, own_piece, show_in
 _TABLES = ("embed.", "head.", "visual.position_embed", "visual.adapter.query")
 """Two-dimensional, but rows looked up one by one and no maps from one space to another: nothing for Muon."""
 _NS_COEFFICIENTS = (3.4445, -4.775, 2.0315)
+_MOST_GATHERED_BYTES = 512 << 20
+"""Of whole matrices at a time where ranks hold pieces: with all of them sharding would save nothing."""
 
 
 def part_of(name: str) -> Part:
@@ -94,7 +96,7 @@ class BatchedMuon(torch.optim.Muon):
     def step(self, closure: Any = None) -> None:
         assert closure is None, "closures are not supported"
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            pairs: list[tuple[Tensor, Tensor]] = []
             wholes: list[tuple[Tensor, Tensor]] = []
             for p in group["params"]:
                 if p.grad is None:
@@ -103,26 +105,38 @@ class BatchedMuon(torch.optim.Muon):
                 buffer.lerp_(p.grad, 1 - group["momentum"])
                 update = p.grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                rows = self._parts.get(p, (p.shape[0],))
                 target = p
                 if isinstance(p, DTensor):
                     # Only a whole matrix can be orthogonalised: every rank does it, and takes its piece of the result.
                     update = whole(update, self._orders.get(p))
                     target = torch.zeros_like(update)
                     wholes.append((p, target))
-                for part, part_update in zip(target.split(rows), update.split(rows), strict=True):
-                    by_shape[part.shape].append((part, part_update))
-            for (r, c), pairs in by_shape.items():
-                # AdamW's updates have a root mean square near 0.2; an orthogonal matrix has 1 / sqrt(max side).
-                lr = group["lr"] * 0.2 * math.sqrt(max(r, c))
-                stacked = torch.stack([u for _, u in pairs])
-                low = torch.bfloat16 if fast_bfloat16(stacked.device.type) else torch.float32
-                updates = orthogonalise(stacked.to(low), group["ns_steps"]).to(stacked.dtype)
-                for (part, _), update in zip(pairs, updates, strict=True):
-                    part.sub_(update, alpha=lr)
-            for p, target in wholes:
-                held = target[self._orders[p]] if p in self._orders else target
-                local(p).add_(own_piece(held, p))
+                rows = self._parts.get(p, (p.shape[0],))
+                pairs += zip(target.split(rows), update.split(rows), strict=True)
+                if sum(target.nbytes for _, target in wholes) > _MOST_GATHERED_BYTES:
+                    self._apply(group, pairs, wholes)
+                    pairs, wholes = [], []
+            self._apply(group, pairs, wholes)
+
+    def _apply(
+        self, group: dict[str, Any], pairs: list[tuple[Tensor, Tensor]], wholes: list[tuple[Tensor, Tensor]]
+    ) -> None:
+        """Subtracts from the first of each of `pairs` the orthogonalised second; `wholes`: parameters held in pieces,
+        and which of these targets are theirs."""
+        by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for target, update in pairs:
+            by_shape[target.shape].append((target, update))
+        for (r, c), same in by_shape.items():
+            # AdamW's updates have a root mean square near 0.2; an orthogonal matrix has 1 / sqrt(max side).
+            lr = group["lr"] * 0.2 * math.sqrt(max(r, c))
+            stacked = torch.stack([u for _, u in same])
+            low = torch.bfloat16 if fast_bfloat16(stacked.device.type) else torch.float32
+            updates = orthogonalise(stacked.to(low), group["ns_steps"]).to(stacked.dtype)
+            for (target, _), update in zip(same, updates, strict=True):
+                target.sub_(update, alpha=lr)
+        for p, target in wholes:
+            held = target[self._orders[p]] if p in self._orders else target
+            local(p).add_(own_piece(held, p))
 
 
 def fused_parts(model: nn.Module) -> dict[Tensor, tuple[int, ...]]:

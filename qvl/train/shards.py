@@ -87,19 +87,14 @@ def show_in_order(optimizer: torch.optim.Optimizer, orders: Orders) -> None:
     """Lets the optimizer's state dict show rows in the model's order, and take them so; what is given whole is cut."""
 
     def changed(state: dict[str, Any], change: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Any]:
-        params = [p for group in optimizer.param_groups for p in group["params"]]
-        return {
-            **state,
-            "state": {
-                index: {
-                    key: change(params[index], value)
-                    if isinstance(value, Tensor) and value.shape == params[index].shape
-                    else value
-                    for key, value in values.items()
-                }
-                for index, values in state["state"].items()
-            },
-        }
+        keys = [key for group in state["param_groups"] for key in group["params"]]  # numbers, or names
+        params = dict(zip(keys, (p for group in optimizer.param_groups for p in group["params"]), strict=False))
+
+        def changed_values(p: Tensor, values: dict[str, Any]) -> dict[str, Any]:
+            shaped = {key: v for key, v in values.items() if isinstance(v, Tensor) and v.shape == p.shape}
+            return values | {key: change(p, value) for key, value in shaped.items()}
+
+        return state | {"state": {key: changed_values(params[key], v) for key, v in state["state"].items()}}
 
     def show(p: Tensor, value: Tensor) -> Tensor:
         return with_rows(value, orders[p].argsort()) if p in orders else value

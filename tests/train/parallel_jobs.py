@@ -225,6 +225,13 @@ def skip_the_tower(ranks: Ranks, folder: Path) -> None:
     (folder / f"not stuck.{ranks.place.rank}").touch()
 
 
+def fit_all(ranks: Ranks, runs: list[tuple[TrainConfig, int]]) -> None:
+    """Several runs in one launch, each from its config and the step after which it is stopped (0 = never)."""
+    for config, stop_after in runs:
+        fit(ranks, config, stop_after)
+
+
+@patch("qvl.train.optim.fast_bfloat16", lambda device: False)
 def fit(ranks: Ranks, config: TrainConfig, stop_after: int = 0) -> None:
     """Trains on even samples; the whole model is left by the first rank."""
     torch.set_num_threads(1)
