@@ -9,15 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qvl.batch import IGNORE, Batch
-from qvl.layers.attention import PackedContext
+from qvl.layers.attention import AttnContext, PackedContext
 from qvl.models.vlm import VisionLanguageModel
 
 
-def token_losses(model: VisionLanguageModel, batch: Batch, vision_MD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def token_losses(
+    model: VisionLanguageModel, batch: Batch, vision_MD: Tensor | None = None, attn: AttnContext | None = None
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy of each supervised row: float32 [X], and the rows int64 [X] in order.
 
     Args:
         vision_MD: vision tokens to use; default: what the model sees.
+        attn: default: `PackedContext`.
 
     Raises:
         ValueError: the batch has no labels.
@@ -25,7 +28,7 @@ def token_losses(model: VisionLanguageModel, batch: Batch, vision_MD: Tensor | N
     if batch.labels_T is None:
         raise ValueError("this batch has no labels; prepare it with processor(..., labels=True)")
     rows_X = (batch.labels_T != IGNORE).nonzero().squeeze(1)
-    attn = PackedContext(batch)
+    attn = attn or PackedContext(batch)
     hidden_TD = model.hidden(batch, model.see(batch, attn) if vision_MD is None else vision_MD, attn)
     logits_XV = model.head(hidden_TD.index_select(0, rows_X))
     return F.cross_entropy(logits_XV.float(), batch.labels_T[rows_X], reduction="none"), rows_X

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,9 @@ from safetensors.torch import load_file
 from tiny_parts import language_folder, vision_folder
 
 import qvl
-from qvl.checkpoint.folder import load_model
+from qvl.checkpoint.folder import load_model, save_model
 from qvl.cli.recipe import read_recipe
+from qvl.cli.start import begin, processor_of, restore
 from qvl.cli.training import train_run
 from qvl.models.qwen2_vl.config import preset
 from qvl.models.qwen2_vl.model import Qwen2VL
@@ -69,6 +72,31 @@ def test_train_save_go_on_and_ask(parts: PartsConfig, tmp_path: Path) -> None:
     question = [{"type": "image", "image": picture}, {"type": "text", "text": "ab?"}]
     reply = vlm.chat([{"role": "user", "content": question}], max_new_tokens=3)
     assert reply.usage.completion_tokens >= 1
+
+
+def test_a_run_is_exported_without_its_parts(parts: PartsConfig, tmp_path: Path) -> None:
+    config = recipe(parts, tmp_path / "run")
+    done = train_run(config)
+    shutil.rmtree(parts.language)
+    shutil.rmtree(parts.vision)
+    _, built, where = restore(tmp_path / "run")
+    assert where
+    for (name, p), q in zip(done.vlm.model.named_parameters(), built.model.parameters(), strict=True):
+        assert torch.equal(p, q), name
+    assert built.processor.config.geometry == done.vlm.processor.config.geometry
+    assert built.processor.config.pixels == done.vlm.processor.config.pixels
+    assert built.processor.tokenizer.encode("ab ab") == done.vlm.processor.tokenizer.encode("ab ab")
+
+
+def test_parts_beside_a_whole_model(parts: PartsConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "whole"
+    save_model(Qwen2VL(preset("tiny")), folder)
+    both = replace(recipe(parts, tmp_path / "run"), model=str(folder))
+    for start in (begin, lambda config, _run: processor_of(config)):
+        with pytest.raises(
+            ValueError, match=r"is a whole model, and the recipe names pretrained parts besides \(parts."
+        ):
+            start(both, tmp_path / "run")
 
 
 def test_the_preset_is_what_its_parts_are() -> None:
