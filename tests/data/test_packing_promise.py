@@ -7,7 +7,7 @@ import itertools
 import logging
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -34,14 +34,12 @@ PROCESSORS = {
 sizes = st.tuples(st.integers(10, 420), st.integers(10, 420))
 
 
-@dataclass
 class Told(logging.Handler):
     """What was said about samples."""
 
-    lines: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
         super().__init__()
+        self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(record.getMessage())

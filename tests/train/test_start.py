@@ -17,6 +17,7 @@ from qvl.checkpoint.folder import load_model, save_model
 from qvl.cli.recipe import read_recipe
 from qvl.cli.start import begin, processor_of, restore
 from qvl.cli.training import train_run
+from qvl.layers.attention import PackedContext
 from qvl.models.qwen2_vl.config import preset
 from qvl.models.qwen2_vl.model import Qwen2VL
 from qvl.models.qwen_vl.config import PRESETS
@@ -32,9 +33,10 @@ def parts(tmp_path: Path) -> PartsConfig:
 
 
 def recipe(parts: PartsConfig, run: Path) -> TrainConfig:
-    settings = [f"parts.language={parts.language}", f"parts.vision={parts.vision}"]
-    for stage in ("stage1", "stage2", "stage3"):
-        settings += [f"stages.{stage}.{key}" for key in ("steps=2", "world.sizes=[[56,56]]", "evaluate=false")]
+    settings = [f"parts.language={parts.language}", f"parts.vision={parts.vision}", "parts.rope_sections=[1,2,5]"]
+    short = ("steps=2", "world.sizes=[[56,56]]", "evaluate=false", "easy_vqa=0", "frozen=[]")
+    for stage in ("stage1-words", "stage1", "stage2", "stage3"):
+        settings += [f"stages.{stage}.{key}" for key in short]
     return read_recipe("recipes/small.yaml", {"run": str(run), "threads": 1}, settings)
 
 
@@ -55,6 +57,18 @@ def test_what_a_model_begins_as(parts: PartsConfig, tmp_path: Path) -> None:
     assert (new - rows.mean(0)).abs().max() < rows.std(0).max()
     assert not torch.equal(new, model.embed.weight[tokenizer.special("<|box_end|>")])
     assert model.decoder.layers[0].qkv.bias.abs().max() == 0
+    assert model.config.text.rope_sections == (1, 2, 5)
+
+
+def test_a_picture_begins_as_long_as_words(parts: PartsConfig, tmp_path: Path) -> None:
+    """Else a pretrained decoder's layers would add next to nothing to it."""
+    built = build(recipe(parts, tmp_path / "run"))
+    pixels = torch.randint(0, 255, (112, 112, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    question = {"role": "user", "content": [{"type": "image", "image": pixels.numpy()}, {"type": "text", "text": "?"}]}
+    batch = built.processor([[question]])
+    with torch.no_grad():
+        seen = built.model.see(batch, PackedContext(batch)).norm(dim=1).mean()
+    assert 0.5 < seen / built.model.embed.weight.norm(dim=1).mean() < 2
 
 
 def test_train_save_go_on_and_ask(parts: PartsConfig, tmp_path: Path) -> None:
