@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from qvl.media.resize import PixelBudget
     from qvl.models.vlm import VLMConfig
     from qvl.train.config import StageConfig, TrainConfig
+    from qvl.train.costs import Device
     from qvl.train.mix import Mix, Picture
-    from qvl.train.plan import Device, StagePlan
+    from qvl.train.plan import StagePlan
 
 _TURNS, _WORDS, _LEARNED = 1, 128, 48
 """Of a sample, where no recipe says what is trained on."""
@@ -64,7 +65,8 @@ def plan(
         set: any value of the recipe, e.g. --set parallel.recompute=full; can be repeated.
     """
     from qvl.runtime import memory_bytes
-    from qvl.train.plan import Device, plan_stage
+    from qvl.train.costs import Device
+    from qvl.train.plan import plan_stage
 
     found = _recipe(model, recipe, precision, set)
     sizes, processor, budget = _model(found, max_pixels)
@@ -207,7 +209,8 @@ def _print(
 ) -> None:
     from rich.console import Console
 
-    from qvl.train.plan import USABLE, gib
+    from qvl.train.costs import USABLE
+    from qvl.train.plan import gib
 
     console = Console()
     seen: dict[tuple[int, int], Picture] = {}

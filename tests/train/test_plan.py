@@ -14,8 +14,9 @@ from qvl.models.qwen2_vl.config import Qwen2VLConfig, VisionConfig, preset
 from qvl.models.qwen_vl.config import PRESETS
 from qvl.models.vlm import VLMConfig
 from qvl.train.config import OptimConfig, ParallelConfig, StageConfig, TrainConfig
+from qvl.train.costs import Device
 from qvl.train.mix import Mix, Picture
-from qvl.train.plan import Device, StagePlan, cache_bytes, gib, plan_stage
+from qvl.train.plan import StagePlan, cache_bytes, gib, plan_stage
 
 CONFIG = Qwen2VLConfig(
     DecoderConfig(256, 3, 8, 2, 32, 512, rope_sections=(4, 6, 6)),

@@ -16,9 +16,9 @@ from qvl.models.qwen_vl.config import PRESETS, QwenVLConfig
 from qvl.models.registry import build_model
 from qvl.models.vlm import VisionLanguageModel
 from qvl.train.config import OptimConfig, Part
-from qvl.train.ledger import PackShape, StepMemory, step_memory
 from qvl.train.loss import token_losses
 from qvl.train.optim import Optimizers
+from qvl.train.step_memory import PackShape, StepMemory, step_memory
 
 RELEASED = Qwen2VLConfig(
     DecoderConfig(96, 3, 4, 2, 24, 80, rope_sections=(2, 4, 6)),
