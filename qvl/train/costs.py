@@ -13,6 +13,7 @@ from typing import final
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qvl.batch import Batch
 from qvl.data.packing import PackLimits
@@ -129,7 +130,7 @@ class StageCosts:
 
     def flops(self, pack: PackShape) -> StepFlops:
         """Of a step on all devices."""
-        with torch.device("meta"):
+        with FakeTensorMode():
             model = self._build()
         freeze(model, self.stage.trains, self.stage.frozen)
         found = FlopCount(model).of(pack.seq_lens, pack.segment_lens, pack.targets, pack.parents)

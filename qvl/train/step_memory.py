@@ -137,25 +137,15 @@ def step_memory(
         with torch.no_grad():
             model = build().train()
         optimizers = Optimizers(model, trains, optim, frozen)
-        config = model.config
         with ledger.counts("batch"):
-            batch = pack.batch(config.text.rope_axes, config.vision.patch_values)
+            batch = pack.batch(model.config.text.rope_axes, model.config.vision.patch_values)
         ledger.follow(model)
-        peaks: dict[Phase, int] = {}
-        kept: Counter[str] = Counter()
         if shard > 1:  # gradients leave as they come, in pieces
             for p in optimizers.params:
                 p.register_post_accumulate_grad_hook(_drop)
-        for _ in range(min(2, accumulate)):  # the second finds the gradients of the first
-            with ledger.phase("forward pass", peaks), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-                loss = losses(model, batch).sum()
-            kept = ledger.held_by_purpose()
-            with ledger.phase("backward pass", peaks):
-                loss.backward()
-        del loss
-        if shard > 1:
-            for p in optimizers.params:
-                p.grad = torch.empty_like(p)
+        peaks, kept = _passes(ledger, lambda: losses(model, batch).sum(), min(2, accumulate), bfloat16)
+        for p in optimizers.params if shard > 1 else ():
+            p.grad = torch.empty_like(p)
         gradients = _by_part((name, p.grad) for name, p in model.named_parameters() if p.grad is not None)
         with ledger.phase("optimizer step", peaks):
             optimizers.step(0.5)  # makes its state
@@ -172,6 +162,22 @@ def step_memory(
         peaks=later,
     )
     return found if shard == 1 else _in_pieces(found, model, shard, accumulate > 1 and whole_gradients, bfloat16)
+
+
+def _passes(
+    ledger: Ledger, loss_of: Callable[[], Tensor], packs: int, bfloat16: bool
+) -> tuple[dict[Phase, int], Counter[str]]:
+    """Goes forward and backward: peaks, and what is kept in between. A second pack finds the gradients of the first."""
+    peaks: dict[Phase, int] = {}
+    kept: Counter[str] = Counter()
+    for _ in range(packs):
+        with ledger.phase("forward pass", peaks), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            loss = loss_of()
+        kept = ledger.held_by_purpose()
+        with ledger.phase("backward pass", peaks):
+            loss.backward()
+        del loss
+    return peaks, kept
 
 
 def _drop(p: Tensor) -> None:

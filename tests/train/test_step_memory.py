@@ -145,6 +145,7 @@ def test_adapters_and_frozen_names() -> None:
 
 def test_more_packs_and_more_tokens_take_more() -> None:
     one, four = counted(RELEASED), counted(RELEASED, accumulate=4)
-    assert four.peaks["forward pass"] == one.peaks["forward pass"] + sum(one.gradients.values())
+    grown = one.peaks["forward pass"] + sum(one.gradients.values())
+    assert four.peaks["forward pass"] == pytest.approx(grown, abs=1000)
     assert one.lasting == sum(map(sum, (one.parameters.values(), one.gradients.values(), one.optimizer.values())))
     assert one.peak == one.peaks[one.peak_when] >= one.lasting
