@@ -59,7 +59,7 @@ from qvl.train.flops import measured_peak
 
 SAMPLES = 8
 WARM_UP = 2
-MEMORY_STEPS = 3
+MEMORY_STEPS = 2
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ROWS = (
     *(("ragged", 8192, "fp32"), ("uniform", 8192, "fp32"), ("equal", 8192, "fp32")),
