@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import torch
 
 from qvl.layers.decoder import DecoderConfig
-from qvl.models.qwen2_vl.config import Qwen2VLConfig, VisionConfig
+from qvl.models.qwen2_vl.config import Qwen2VLConfig, VisionConfig, with_vocabulary
+from qvl.models.qwen2_vl.model import Qwen2VL
+from qvl.models.vlm import VisionLanguageModel
+from qvl.text.tokenizer import Tokenizer
+from qvl.train.build import token_ids
 
 SIZES = Qwen2VLConfig(
     DecoderConfig(48, 2, 4, 2, 12, 64, rope_theta=20.0, rope_sections=(2, 2, 2)),
     VisionConfig(width=32, layers=2, heads=2, mlp_hidden=64),
     max_positions=512,
 )
+
+
+def small_tokenizer() -> Tokenizer:
+    return Tokenizer.reduced(["the red circle is left of the blue square"], base_ranks=64)
+
+
+def loud(model: VisionLanguageModel, seed: int = 1) -> VisionLanguageModel:
+    """Random, and loud: at the usual initialisation a small model says one token for ever."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(0.0, 1.5 * parameter.shape[1] ** -0.5, generator=generator)
+    return model.eval()
+
+
+def small_model(tokenizer: Tokenizer, max_positions: int = 512) -> Qwen2VL:
+    sizes = replace(SIZES, max_positions=max_positions)
+    model = Qwen2VL(with_vocabulary(sizes, tokenizer.vocab_size, token_ids(tokenizer)))
+    model.init_weights(0)
+    loud(model)
+    return model
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
