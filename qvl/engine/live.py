@@ -33,6 +33,8 @@ class LiveTicket:
         self.answer = answer
         self._call_off = call_off
         self._items: SimpleQueue[Delta | Reply] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._sink: Callable[[Delta | Reply], None] | None = None
 
     def __iter__(self) -> Iterator[Delta | Reply]:
         while True:
@@ -46,8 +48,15 @@ class LiveTicket:
     def cancel(self) -> None:
         self._call_off(self)
 
+    def listen(self, sink: Callable[[Delta | Reply], None]) -> None:
+        with self._lock:
+            while not self._items.empty():
+                sink(self._items.get())
+            self._sink = sink
+
     def put(self, item: Delta | Reply) -> None:
-        self._items.put(item)
+        with self._lock:
+            (self._sink or self._items.put)(item)
 
 
 @final

@@ -68,6 +68,9 @@ class CannedTicket:
             self._engine.cancelled += 1
         self._cancelled.set()
 
+    def listen(self, sink: Callable[[Delta | Reply], None]) -> None:
+        threading.Thread(target=lambda: [sink(item) for item in self], daemon=True).start()
+
     def __iter__(self) -> Iterator[Delta | Reply]:
         engine, sampling = self._engine, self._request.sampling
         text = "" if engine.problem else engine.answer(self._request)

@@ -100,13 +100,14 @@ def test_the_answer_and_its_boxes_come_as_they_are_said(page, engine, scene, tmp
     assert page.run(BOXES) == 3
     # The box lies over the circle, whatever size the picture is shown at: 30..190 of 480, 60..220 of 320; its line is
     # drawn around it.
+    page.run("Promise.all(document.getAnimations().map((a) => a.finished)).then(() => 0)")  # boxes appear growing
     edges = page.run(
         "(() => { const p = document.querySelector('.frame img').getBoundingClientRect();"
         "const b = document.querySelector('.box[data-n=\"0\"]').getBoundingClientRect();"
         "const across = (x) => (x - p.left) / p.width, down = (y) => (y - p.top) / p.height;"
         "return [across(b.left), down(b.top), across(b.right), down(b.bottom)]; })()"
     )
-    assert edges == pytest.approx([30 / 480, 60 / 320, 190 / 480, 220 / 320], abs=0.02)
+    assert edges == pytest.approx([30 / 480, 60 / 320, 190 / 480, 220 / 320], abs=0.002)
     assert page.run("document.querySelector('.cost summary').textContent").startswith("11 tokens in, ")
     page.screenshot(tmp_path / "answer.png")
     # Nothing came from elsewhere, nothing was complained about.

@@ -19,6 +19,9 @@ const icon = (name) => {
   return svg;
 };
 
+// Not crypto.randomUUID: that is only there on https and on this machine.
+const newId = () => [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+
 function toast(text) {
   $("toast").textContent = text;
   $("toast").hidden = false;
@@ -38,7 +41,7 @@ async function addFiles(files) {
 }
 
 async function readMedium(file) {
-  const medium = { id: crypto.randomUUID(), name: file.name || "pasted.png", type: file.type, blob: file, url: URL.createObjectURL(file), preview: null, width: 0, height: 0, fileId: null };
+  const medium = { id: newId(), name: file.name || "pasted.png", type: file.type, blob: file, url: URL.createObjectURL(file), preview: null, width: 0, height: 0, fileId: null };
   try {
     if (file.type.startsWith("image/")) await sizeOf(medium, await createImageBitmap(file, { imageOrientation: "from-image" }));
     else await sizeOfClip(medium);
@@ -74,7 +77,7 @@ function showPending() {
 
 function newTalk() {
   stop();
-  state.talk = { id: crypto.randomUUID(), title: "", exchanges: [] };
+  state.talk = { id: newId(), title: "", exchanges: [] };
   showTalk();
 }
 
