@@ -44,7 +44,7 @@ class Limits:
     request_s: float = 600.0
     """From the whole body to the end of the reply; what there is by then is the reply."""
     write_s: float = 60.0
-    """A client that takes nothing of a stream for so long is let go."""
+    """A client that takes nothing of its answer for so long is let go."""
 
     def __post_init__(self) -> None:
         may_be_zero = ("requests_per_minute", "concurrent")

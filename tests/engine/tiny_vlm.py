@@ -7,12 +7,15 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from qvl.engine.vlm import VLM
+from qvl.inputs.processor import Processor
 from qvl.layers.decoder import DecoderConfig
 from qvl.models.qwen2_vl.config import Qwen2VLConfig, VisionConfig, with_vocabulary
 from qvl.models.qwen2_vl.model import Qwen2VL
 from qvl.models.vlm import VisionLanguageModel
 from qvl.text.tokenizer import Tokenizer
-from qvl.train.build import token_ids
+from qvl.train.build import build, token_ids
+from qvl.train.config import StageConfig, TrainConfig
 
 SIZES = Qwen2VLConfig(
     DecoderConfig(48, 2, 4, 2, 12, 64, rope_theta=20.0, rope_sections=(2, 2, 2)),
@@ -41,6 +44,15 @@ def small_model(tokenizer: Tokenizer, max_positions: int = 512) -> Qwen2VL:
     model.init_weights(0)
     loud(model)
     return model
+
+
+def small_vlm(family: str) -> VLM:
+    """ "qwen2-vl" or "qwen-vl"."""
+    if family == "qwen2-vl":
+        tokenizer = small_tokenizer()
+        return VLM(small_model(tokenizer, max_positions=2048), Processor(tokenizer))
+    built = build(TrainConfig("unused", (StageConfig("one", trains=("text",), share=1),), model="tiny-qwen-vl"))
+    return VLM(loud(built.model), built.processor.with_options(resize="exact", chat_format="chatml"))
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:

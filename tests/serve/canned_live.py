@@ -20,7 +20,7 @@ def words(request: Request) -> str:
 
 @dataclass
 class CannedLive:
-    """Answers with `answer(request)`, four characters at a time; `gate` stops it before every piece."""
+    """Answers with `answer(request)`, `piece` characters at a time; `gate` stops it before every piece."""
 
     answer: Callable[[Request], str] = lambda request: "a cat"
     model_name: str = "canned"
@@ -29,6 +29,8 @@ class CannedLive:
     problem: str = ""
     finish: str = "stop"
     pause_s: float = 0.0
+    piece: int = 4
+    """Characters."""
     asked: list[Request] = field(default_factory=list)
     cancelled: int = 0
     open_tickets: int = 0
@@ -77,12 +79,12 @@ class CannedTicket:
         for stop in sampling.stop:
             text = text.partition(stop)[0]
         said, tokens = "", []
-        for at in range(0, len(text), 4):
+        for at in range(0, len(text), engine.piece):
             while not engine.gate.wait(0.01) and not self._cancelled.is_set():
                 pass
             if self._cancelled.wait(engine.pause_s) or len(tokens) == sampling.max_new_tokens:
                 break
-            piece = text[at : at + 4]
+            piece = text[at : at + engine.piece]
             said += piece
             token = TokenLogprob(
                 at, piece.encode(), -0.5, ((at, piece.encode(), -0.5), (1, b"\xff", -1.5))[: sampling.top_logprobs]

@@ -315,6 +315,37 @@ def test_clients_that_say_nothing_are_let_go():
             assert sock.recv(1000).startswith(b"HTTP/1.1 408")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_reads_nothing_is_let_go(stream):
+    """Its answer is larger than all buffers on the way."""
+    engine = CannedLive(answer=lambda request: "x" * 40_000_000, piece=1_000_000)
+    with serving(engine, ServeConfig(port=0, limits=Limits(write_s=0.3))) as live:
+        body = json.dumps(ask("hi", stream=stream, max_tokens=1000)).encode()
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        with live.connect() as sock:
+            sock.sendall(head + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            wait_for(lambda: engine.asked and engine.open_tickets == 0)
+            wait_for(lambda: "qvl_http_in_flight 1\n" in httpx2.get(f"{live.url}/metrics", timeout=60).text)
+            got = 0
+            try:
+                while piece := sock.recv(1 << 20):
+                    got += len(piece)
+            except ConnectionError:
+                pass
+            assert got < 40_000_000
+        # Slow is not nothing: whoever reads on gets everything.
+        with httpx2.stream("POST", f"{live.url}/v1/chat/completions", content=body, headers=JSON, timeout=60) as answer:
+            slowly = 0
+            for number, piece in enumerate(answer.iter_bytes(4_000_000)):
+                slowly += len(piece)
+                if number < 4:
+                    time.sleep(0.15)
+        assert slowly > 40_000_000
+
+
+JSON = {"Content-Type": "application/json"}
+
+
 def test_a_client_that_goes_away_ends_its_request(live, engine):
     engine.answer = lambda request: "word " * 1000
     engine.gate.clear()

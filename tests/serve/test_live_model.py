@@ -13,34 +13,22 @@ import openai
 import pydantic
 import pytest
 from clips import clip_file
-from engine.tiny_vlm import loud, small_model, small_tokenizer
 from engine.tiny_vlm import picture as noise
+from engine.tiny_vlm import small_vlm
 from live_server import Live, data_uri, picture, serving
 from PIL import Image
 
 from qvl.engine.limits import Limits
 from qvl.engine.live import Live as LiveEngine
 from qvl.engine.vlm import VLM
-from qvl.inputs.processor import Processor
 from qvl.serve.config import ServeConfig
-from qvl.train.build import build
-from qvl.train.config import StageConfig, TrainConfig
 
 FAMILIES = ("qwen2-vl", "qwen-vl")
 
 
-def made(family: str) -> VLM:
-    if family == "qwen2-vl":
-        tokenizer = small_tokenizer()
-        return VLM(small_model(tokenizer, max_positions=2048), Processor(tokenizer))
-    stage = StageConfig("one", trains=("text",), share=1)
-    built = build(TrainConfig("unused", (stage,), model="tiny-qwen-vl"))
-    return VLM(loud(built.model), built.processor.with_options(resize="exact", chat_format="chatml"))
-
-
 @pytest.fixture(scope="module", params=FAMILIES)
 def vlm(request: pytest.FixtureRequest) -> VLM:
-    return made(request.param)
+    return small_vlm(request.param)
 
 
 @pytest.fixture(scope="module")

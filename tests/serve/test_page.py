@@ -161,6 +161,33 @@ def test_what_a_model_says_stays_text(page, engine, scene):
     assert page.complaints() == []
 
 
+def test_a_long_answer_is_followed_until_somebody_scrolls(page, engine, scene):
+    ask(page, "What is where?", scene)
+    page.wait(DONE)
+    engine.answer = lambda request: "word " * 400
+    engine.pause_s = 0.005
+    end = (
+        "document.querySelector('.exchange:last-child .answer').getBoundingClientRect().bottom"
+        " - document.getElementById('talk').getBoundingClientRect().bottom"
+    )
+    try:
+        ask(page, "Count.")
+        page.wait("document.querySelectorAll('.exchange').length === 2")
+        # The question stands at the top, though the answer below it is still short.
+        page.wait("document.querySelector('.exchange:last-child').getBoundingClientRect().top < 130")
+        page.wait("document.querySelector('.exchange:last-child .answer').getBoundingClientRect().height > 700")
+        page.run("new Promise(requestAnimationFrame).then(() => 0)")
+        assert page.run(end) < 40
+        page.run(
+            "(() => { const talk = document.getElementById('talk'); talk.dispatchEvent(new WheelEvent('wheel'));"
+            "talk.scrollTo({ top: 0, behavior: 'instant' }); })()"
+        )
+        page.wait(DONE)
+        assert page.run("document.getElementById('talk').scrollTop") == 0
+    finally:
+        engine.pause_s = 0.0
+
+
 def test_a_reply_can_be_stopped(page, engine, scene):
     engine.answer = lambda request: "word " * 500
     engine.pause_s = 0.02

@@ -8,13 +8,11 @@ import pytest
 from browser import CHROMIUM, Browser, chromium
 from clips import clip_file
 from engine.tiny_vlm import picture as noise
-from engine.tiny_vlm import small_model, small_tokenizer
+from engine.tiny_vlm import small_vlm
 from live_server import Live, serving
 from PIL import Image
 
 from qvl.engine.live import Live as LiveEngine
-from qvl.engine.vlm import VLM
-from qvl.inputs.processor import Processor
 from qvl.serve.config import ServeConfig
 
 pytestmark = [
@@ -29,8 +27,7 @@ DONE = (
 
 @pytest.fixture(scope="module")
 def engine() -> LiveEngine:
-    tokenizer = small_tokenizer()
-    return VLM(small_model(tokenizer, 2048), Processor(tokenizer)).live("small")
+    return small_vlm("qwen2-vl").live("small")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import { ExchangeView, node } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
 const PREVIEW_PX = 1024;
-const state = { model: "", settings: store.settings(), talk: null, pending: [], views: [], running: null };
+const state = { model: "", settings: store.settings(), talk: null, pending: [], views: [], running: null, following: false };
 
 const icon = (name) => {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
@@ -135,6 +135,7 @@ async function ask(question) {
   $("welcome").hidden = true;
   $("exchanges").append(view.root);
   view.root.scrollIntoView({ block: "start" });
+  state.following = true;
   await run(index, exchange, view);
 }
 
@@ -171,7 +172,7 @@ async function receive(index, exchange, view, again = true) {
       exchange.boxes = choice?.delta.boxes ?? exchange.boxes;
       exchange.finish = choice?.stop_reason ?? exchange.finish;
       exchange.usage = chunk.usage ?? exchange.usage;
-      frame ||= requestAnimationFrame(() => { frame = 0; if (state.running) view.update(true); });
+      frame ||= requestAnimationFrame(() => { frame = 0; if (state.running) { view.update(true); follow(view); } });
     }
   } catch (error) {
     if (!again || !/no uploaded file/.test(error.message)) throw error;
@@ -180,6 +181,12 @@ async function receive(index, exchange, view, again = true) {
   } finally {
     cancelAnimationFrame(frame);
   }
+}
+
+/** Keeps the end of the growing answer in sight, until somebody scrolls. */
+function follow(view) {
+  const below = view.answer.getBoundingClientRect().bottom + 24 - $("talk").getBoundingClientRect().bottom;
+  if (state.following && below > 0) $("talk").scrollBy({ top: below, behavior: "instant" });
 }
 
 async function uploadAll(media, key) {
@@ -276,6 +283,7 @@ document.addEventListener("keydown", (event) => {
   if (state.running) stop();
   for (const view of state.views) view.pick(null);
 });
+for (const event of ["wheel", "touchmove", "keydown"]) $("talk").addEventListener(event, () => { state.following = false; }, { passive: true });
 for (const id of ["attach", "choose"]) $(id).addEventListener("click", () => $("files").click());
 $("files").addEventListener("change", async () => { await addFiles([...$("files").files]); $("files").value = ""; });
 for (const idea of document.querySelectorAll(".ideas button")) idea.addEventListener("click", () => { $("question").value = idea.textContent; fit(); $("question").focus(); });
