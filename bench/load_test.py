@@ -129,7 +129,7 @@ class MemoryWatch:
         return 60 * statistics.linear_regression(*zip(*half, strict=True)).slope if len(half) > 2 else 0.0
 
 
-def quiet(server: Server) -> dict[str, float]:
+def idle(server: Server) -> dict[str, float]:
     """The server's figures once nothing is under way; waits up to ten seconds for clients that went away."""
     deadline = time.monotonic() + 10
     while True:
@@ -159,32 +159,30 @@ def check(tally: Tally, figures: dict[str, float]) -> None:
         assert figures[name] == 0, f"{name} is {figures[name]} when nothing is asked"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--questions", type=int, default=400, help="questions for each of the two throughputs")
-    parser.add_argument("--no-record", action="store_true", help="print the row, do not keep it")
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        write_model(Path(folder) / "model")
-        with served(Path(folder) / "model", "--vision-cache-mib", "8", "--cache-tokens", "16384") as server:
-            row = measure(server, given.minutes, given.clients, given.questions)
-    print(row if given.no_record else record("load_test", row))
+def throughput(server: Server, clients: int, questions: int) -> dict[str, object]:
+    """Tokens per second of one client after the other, and of all at once."""
+    tokens_per_second(server, 1, 20, "warm")
+    one = tokens_per_second(server, 1, questions, "one")
+    many = tokens_per_second(server, clients, questions, "many")
+    return {
+        "case": f"throughput, {clients} clients",
+        "requests": questions,
+        "tokens/s alone": round(one),
+        "tokens/s together": round(many),
+        "together/alone": round(many / one, 2),
+    }
 
 
-def measure(server: Server, minutes: float, clients: int, questions: int) -> dict[str, object]:
+def endurance(server: Server, clients: int, minutes: float) -> dict[str, object]:
+    """What becomes of requests, pages and memory in so many minutes."""
     rng = random.Random(0)
     known = pool(rng, QUESTIONS)
     answers = answers_to(server.url, known)
-    one = tokens_per_second(server, 1, questions, "one")
-    many = tokens_per_second(server, clients, questions, "many")
-    print(f"alone {one:.0f} tokens/s, {clients} clients {many:.0f} tokens/s: {many / one:.2f} times", flush=True)
-    before = quiet(server)
+    before = idle(server)
     watch = MemoryWatch(server)
     tally = traffic(server.url, clients, 60 * minutes, rng, known=known, answers=answers, leave=LEAVE, new=NEW)
     watch.stop()
-    figures = quiet(server)
+    figures = idle(server)
     check(tally, figures)
     return {
         "case": f"{clients} clients, {minutes:g} minutes",
@@ -194,7 +192,6 @@ def measure(server: Server, minutes: float, clients: int, questions: int) -> dic
         "compared with alone": tally.compared,
         "differed": len(tally.wrong),
         "failed": len(tally.problems),
-        "told to come again": tally.refused,
         "preempted": int(figures["qvl_engine_preemptions_total"] - before["qvl_engine_preemptions_total"]),
         "pages left": int(figures["qvl_engine_pages_used"]),
         "MiB after a tenth": round(watch.samples[len(watch.samples) // 10][1]),
@@ -202,10 +199,26 @@ def measure(server: Server, minutes: float, clients: int, questions: int) -> dic
         "MiB per minute, second half": round(watch.slope_mib_per_minute(), 2),
         "open files at the end": server.open_files(),
         "threads at the end": server.threads(),
-        "tokens/s alone": round(one),
-        "tokens/s together": round(many),
-        "together/alone": round(many / one, 2),
     }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=10.0, help="of the long part; 0 = without it")
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--questions", type=int, default=400, help="for each of the two throughputs; 0 = without them")
+    parser.add_argument("--no-record", action="store_true", help="print the rows, do not keep them")
+    given = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(Path(folder) / "model")
+        with served(Path(folder) / "model", "--vision-cache-mib", "8", "--cache-tokens", "16384") as server:
+            if given.questions:
+                rows.append(throughput(server, given.clients, given.questions))
+            if given.minutes:
+                rows.append(endurance(server, given.clients, given.minutes))
+    for row in rows:
+        print(row if given.no_record else record("load_test", row), flush=True)
 
 
 if __name__ == "__main__":

@@ -92,8 +92,6 @@ class Tally:
     whole: int = 0
     left: int = 0
     """Clients that went away in the middle."""
-    refused: int = 0
-    """Told to come again later, and did."""
     compared: int = 0
     wrong: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -133,11 +131,16 @@ def _pieces(client: httpx2.Client, url: str, body: dict[str, Any]) -> Iterator[s
     raise RuntimeError("a stream broke off")
 
 
+def _client() -> httpx2.Client:
+    """A connection for every request: one that is kept may be closed by the server just when the next is sent."""
+    return httpx2.Client(timeout=900, limits=httpx2.Limits(max_keepalive_connections=0))
+
+
 def answers_to(url: str, questions: Sequence[Question], clients: int = 1) -> dict[int, str]:
     """The answers to questions that are asked one after the other, or by so many clients at once."""
 
     def answer(mine: Sequence[Question]) -> dict[int, str]:
-        with httpx2.Client(timeout=120) as client:
+        with _client() as client:
             return {q.key: "".join(_pieces(client, url, q.body)) for q in mine if q.key is not None}
 
     with ThreadPoolExecutor(clients) as crowd:
@@ -168,7 +171,7 @@ def traffic(
 
     def run(seed: int) -> None:
         own = random.Random(seed)
-        with httpx2.Client(timeout=120) as client:
+        with _client() as client:
             while time.monotonic() < until:
                 fresh = not known or own.random() < new
                 asked = question(own, greedy=own.random() < 0.5) if fresh else own.choice(known)

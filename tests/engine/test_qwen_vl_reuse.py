@@ -74,8 +74,8 @@ def test_a_picture_is_known_under_another_name(fresh, tmp_path):
     for name in ("a.png", "of another name.png"):
         Image.fromarray(picture(50, 80)).save(tmp_path / name)
     engine = fresh()
-    first = engine.generate([request(turn(str(tmp_path / "a.png"), "what?"))])[0]
-    second = engine.generate([request(turn(str(tmp_path / "of another name.png"), "what?"))])[0]
+    first = engine.generate([request(turn(tmp_path / "a.png", "what?"))])[0]
+    second = engine.generate([request(turn(tmp_path / "of another name.png", "what?"))])[0]
     assert second.usage.cache_hits == 1
     assert second.usage.cached_tokens >= first.usage.prompt_tokens - 8
     same(second, first)

@@ -164,7 +164,7 @@ def test_what_a_model_says_stays_text(page, engine, scene):
 def test_a_long_answer_is_followed_until_somebody_scrolls(page, engine, scene):
     ask(page, "What is where?", scene)
     page.wait(DONE)
-    engine.answer = lambda request: "word " * 400
+    engine.answer = lambda request: "line\n" * 400
     engine.pause_s = 0.005
     end = (
         "document.querySelector('.exchange:last-child .answer').getBoundingClientRect().bottom"

@@ -307,6 +307,7 @@ $("theme").addEventListener("click", turnTheme);
 $("history-open").addEventListener("click", () => toggleList());
 $("history-close").addEventListener("click", () => toggleList(false));
 $("settings-open").addEventListener("click", openSettings);
+$("settings").addEventListener("submit", closeSettings); // at once: the event "close" comes some time after
 $("settings").addEventListener("close", closeSettings);
 $("settings").addEventListener("click", (event) => { if (event.target === $("settings")) $("settings").close(); });
 $("forget").addEventListener("click", () => { store.forget(); newTalk(); toast("forgotten"); });
