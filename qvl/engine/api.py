@@ -6,7 +6,7 @@ Knows: what can be asked and what comes back. Does not know: models, tensors, pi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -162,6 +162,11 @@ class Ticket(Protocol):
 
     def __iter__(self) -> Iterator[Delta | Reply]:
         """Blocks until the next piece; the last item is the `Reply`, whatever happened."""
+        ...
+
+    def listen(self, sink: Callable[[Delta | Reply], None]) -> None:
+        """Instead of iterating, once: `sink` gets every piece, those that wait already at once and the others from the
+        engine's thread, which it must not hold up. The last one is the `Reply`."""
         ...
 
     def cancel(self) -> None:

@@ -33,6 +33,8 @@ class LiveTicket:
         self.answer = answer
         self._call_off = call_off
         self._items: SimpleQueue[Delta | Reply] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._sink: Callable[[Delta | Reply], None] | None = None
 
     def __iter__(self) -> Iterator[Delta | Reply]:
         while True:
@@ -46,8 +48,15 @@ class LiveTicket:
     def cancel(self) -> None:
         self._call_off(self)
 
+    def listen(self, sink: Callable[[Delta | Reply], None]) -> None:
+        with self._lock:
+            while not self._items.empty():
+                sink(self._items.get())
+            self._sink = sink
+
     def put(self, item: Delta | Reply) -> None:
-        self._items.put(item)
+        with self._lock:
+            (self._sink or self._items.put)(item)
 
 
 @final
@@ -65,6 +74,7 @@ class Live:
         self._called_off: deque[LiveTicket] = deque()
         self._open: set[LiveTicket] = set()
         self._preparing = 0
+        self._may_prepare = threading.BoundedSemaphore(self._limits.max_preparing)
         self._closed = ""
         """Why nothing new is taken; empty = it is."""
         self._stopped = False
@@ -81,7 +91,8 @@ class Live:
             self._check_open()
             self._preparing += 1
         try:
-            answer = self._session.prepare(request)
+            with self._may_prepare:
+                answer = self._session.prepare(request)
         except BaseException:
             with self._changed:
                 self._preparing -= 1
@@ -91,6 +102,7 @@ class Live:
             self._preparing -= 1
             if self._closed:
                 raise QueueFull(self._closed)
+            self._check_held(answer)
             self._open.add(ticket)
             self._inbox.append(ticket)
             self._changed.notify_all()
@@ -118,6 +130,14 @@ class Live:
             raise QueueFull(
                 f"{most} requests are being answered or wait (max_rows={self._limits.max_rows}, "
                 f"max_waiting={self._limits.max_waiting}); try again later"
+            )
+
+    def _check_held(self, answer: Answer) -> None:
+        held, most = sum(ticket.answer.held_bytes for ticket in self._open), self._limits.max_held_mib << 20
+        if held and held + answer.held_bytes > most:
+            raise QueueFull(
+                f"the pictures of this request take {answer.held_bytes >> 20} MiB, those of requests before it "
+                f"{held >> 20} MiB (max_held_mib={self._limits.max_held_mib}); try again later"
             )
 
     def _call_off(self, ticket: LiveTicket) -> None:

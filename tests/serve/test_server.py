@@ -30,6 +30,7 @@ def test_keys():
             assert httpx2.get(f"{live.url}/metrics", headers=headers).status_code == 401
         assert live.post(ask("hi"), headers={"Authorization": "Bearer secret-2"}).status_code == 200
         assert httpx2.get(f"{live.url}/health", timeout=60).json() == {"status": "ok"}
+        assert httpx2.head(f"{live.url}/health", timeout=60).status_code == 200
         assert httpx2.get(live.url).status_code == 200
         # What one key uploads, another does not see.
         one, two = ({"Authorization": f"Bearer secret-{n}"} for n in (1, 2))
