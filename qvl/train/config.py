@@ -122,6 +122,34 @@ class PartsConfig:
 
 
 @dataclass(frozen=True)
+class ParallelConfig:
+    """How the ranks of a run share a model. Ranks = replicas x `shard` x `tensor`; what is left over are replicas."""
+
+    shard: int = 1
+    """Ranks that hold weights, gradients and optimizer state together, each a piece (FSDP2); 0 = all there are. 1 =
+    every rank holds everything."""
+    tensor: int = 1
+    """Ranks that compute each pack together, each some of the heads and hidden units (tensor parallelism). They talk in
+    every layer, so they should sit in one machine."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What a block has computed is kept for the backward pass (`none`), or computed there again: all of it (`full`, a
+    third more computing), or all but matrix products and attention (`selective`)."""
+    compile: bool = False
+    """Blocks through torch.compile, all but their attention."""
+    reduce: Literal["step", "pack"] = "step"
+    """With `shard`: gradients travel once per step and each rank holds a whole gradient until then, or after every pack
+    and it holds a piece."""
+
+    def __post_init__(self) -> None:
+        if self.shard < 0 or self.tensor < 1:
+            raise ValueError(f"parallel needs shard >= 0 and tensor >= 1, got shard={self.shard}, tensor={self.tensor}")
+        if self.compile and self.recompute == "selective":
+            raise ValueError(
+                "parallel.compile computes again by itself what is cheap; take recompute: none or full with it"
+            )
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     run: str
     """Folder of the run: checkpoints, logs, predictions, report."""
@@ -145,6 +173,8 @@ class TrainConfig:
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     """Of matrix products, forward and backward (autocast); weights, their updates and losses stay float32. `auto`:
     bfloat16 where the machine has units for it, which a CPU may not have."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """How several ranks share the model, and what saves memory on each. May change when a run goes on."""
     minutes: float = 15.0
     """Training time of all stages that give a share. Evaluation comes on top."""
     seed: int = 0

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-import torch
-
 from qvl.data.packing import Pack, SampleSource
 from qvl.inputs.processor import Processor
 from qvl.models.vlm import VisionLanguageModel
@@ -27,7 +25,9 @@ from qvl.train.interrupt import Stopped, stop_on_signals
 from qvl.train.log import RunLog, forget_after
 from qvl.train.objectives import OBJECTIVES, Objective
 from qvl.train.optim import Optimizers
+from qvl.train.parallel import Parallel, pack_cost
 from qvl.train.ranks import Ranks
+from qvl.train.shards import gathered
 from qvl.train.state import load_state, rng_state, save_state, set_rng_state
 from qvl.train.tally import Tally
 
@@ -49,6 +49,8 @@ class _StageRun:
     feed: Feed
     optimizers: Optimizers
     clock: StageClock
+    cost: Callable[[Pack], float]
+    """FLOPs of a pack, vision and text."""
     bad_steps: int = 0
     """Steps skipped in a row."""
 
@@ -59,9 +61,13 @@ class Trainer:
 
     Args:
         source: gives the samples of a stage (`source(stage)[index]`).
-        on_stage_end: called after each stage, on every rank, with the model in evaluation mode.
+        on_stage_end: called after each stage with `evaluate`, on every rank, with the whole model in evaluation mode
+            (not in a run on files).
         ranks: the processes that train together, each with the same arguments; default: this one alone.
     """
+
+    parallel: Parallel
+    """How the ranks hold the model; from `fit` on."""
 
     def __init__(
         self,
@@ -73,7 +79,7 @@ class Trainer:
         ranks: Ranks | None = None,
     ) -> None:
         self.config = config
-        self.ranks = ranks or Ranks()
+        self.ranks = (ranks or Ranks()).in_lanes(config.parallel.tensor)
         self.model = model
         self.processor = processor
         self.source = source
@@ -106,7 +112,9 @@ class Trainer:
             self._check_same_recipe(saved)
             self.model.load_state_dict(saved["model"])
             self.elapsed, first = saved["elapsed"], saved["stage"]
-        self.ranks.copy_from_first(self.model)
+        precision, device = self.config.precision, self.ranks.device.type
+        lower = precision == "bfloat16" or (precision == "auto" and fast_bfloat16(device))
+        self.parallel = Parallel(self.model, self.config.parallel, self.ranks, lower=lower)
         if saved and self.ranks.first:
             names = [s.name for s in self.config.stages]
             forget_after(self.folder, names[:first], (*names, "")[first], saved["step"])
@@ -134,14 +142,14 @@ class Trainer:
                 )
         run.feed.close()
         self.model.eval()
-        if self.on_stage_end is not None:
-            self.on_stage_end(self.model, run.stage)
+        if self.on_stage_end is not None and run.stage.evaluate and not self.config.data.files:
+            self.on_stage_end(self.parallel.whole_model(), run.stage)
         self._save(index + 1, None)
 
     def _open_stage(self, index: int, saved: dict[str, Any] | None) -> _StageRun:
         stage, ranks = self.config.stages[index], self.ranks
         objective, source = OBJECTIVES[stage.objective], self.source(stage)
-        optimizers = Optimizers(self.model, stage.trains, stage.schedule, stage.frozen)
+        optimizers = Optimizers(self.model, stage.trains, stage.schedule, stage.frozen, self.parallel.orders())
         clock = StageClock(stage.steps, stage_seconds(self.config, index), samples_in(source, stage.epochs))
         lanes = begin(ranks.lanes)
         if saved and saved["optimizers"] is not None:
@@ -151,22 +159,24 @@ class Trainer:
             set_rng_state(saved["rng"])
         share = Share.of(stage.accumulate, ranks.lanes, objective.divisible)
         feed = Feed(source, self.processor, stage, lanes[ranks.lane], ranks.lanes, share)
-        return _StageRun(stage, objective, objective.task_names(source.tasks), feed, optimizers, clock)
+        names, cost = objective.task_names(source.tasks), pack_cost(self.model)
+        return _StageRun(stage, objective, names, feed, optimizers, clock, cost)
 
     def _step(self, run: _StageRun, run_log: RunLog) -> Tally:
         """One optimizer step over all packs of all ranks. A step whose loss is not a number is skipped and counted."""
         waited = time.perf_counter()
-        held = run.feed.step()
-        own = Tally(wait=(time.perf_counter() - waited) / self.ranks.place.size, stop=self._stopping)
+        held = self.parallel.deal(run.feed.step(), run.cost)
+        own = Tally(wait=(time.perf_counter() - waited) / self.ranks.lanes, stop=self._stopping)
         self._backward(run, held, own)
         if self.ranks.first:
             own.elapsed, own.taken = run.clock.elapsed, run.feed.lane.next_index
             own.save = time.perf_counter() - self._last_save > 60 * self.config.save_every_minutes
-        step = Tally.of(self.ranks.sum(own.vector(run.names)), run.names)
+        told = own if self.ranks.leads else Tally(stop=own.stop)
+        step = Tally.of(self.ranks.sum(told.vector(run.names)), run.names)
         run.clock.agree(step.elapsed, int(step.taken))
         norm = math.nan
         if step.items and math.isfinite(step.loss):
-            self.ranks.sum_gradients(run.optimizers.params, 1 / step.items)
+            self.parallel.sum_gradients(run.optimizers.params, 1 / step.items)
             norm = run.optimizers.clip()
         if not math.isfinite(norm):
             self._skip(run, held, math.isfinite(own.loss))
@@ -181,11 +191,9 @@ class Trainer:
 
     def _backward(self, run: _StageRun, held: list[Pack], tally: Tally) -> None:
         """Gradients of the *summed* loss of this rank's packs; the divisor is known when all ranks have counted."""
-        precision, device = self.config.precision, self.ranks.device.type
-        lower = precision == "bfloat16" or (precision == "auto" and fast_bfloat16(device))
-        for pack in held:
-            with torch.autocast(device, torch.bfloat16, enabled=lower):
-                losses_X = run.objective.losses(self.model, pack.batch.to(self.ranks.device))
+        for number, pack in enumerate(held, 1):
+            batch = pack.batch.to(self.ranks.device)
+            losses_X = self.parallel.losses(run.objective, batch, last=number == len(held))
             losses_X.sum().backward()
             losses_X = losses_X.detach()
             tally.loss += float(losses_X.sum())
@@ -213,14 +221,15 @@ class Trainer:
 
     def _save(self, stage: int, run: _StageRun | None) -> None:
         """Saves that `stage` is under way as `run` says, or (None) about to begin."""
-        lanes = self.ranks.gather(run.feed.lane if run else Lane(0))
+        lanes = self.ranks.gather_lanes(run.feed.lane if run else Lane(0))
+        model, optimizers = gathered([self.model.state_dict(), run.optimizers.state_dict() if run else None])
         if not self.ranks.first:
             return
         save_state(
             self.folder / "checkpoint",
             {
-                "model": self.model.state_dict(),
-                "optimizers": run.optimizers.state_dict() if run else None,
+                "model": model,
+                "optimizers": optimizers,
                 "stage": stage,
                 "step": run.clock.step if run else 0,
                 "stage_elapsed": run.clock.elapsed if run else 0.0,
