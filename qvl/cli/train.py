@@ -26,6 +26,7 @@ def train(
     seed: int | None = None,
     threads: int | None = None,
     ranks: int = 1,
+    profile: int | None = None,
     smoke: bool = False,
     set: list[str] = [],  # noqa: B006  the option is called --set; the list is only read
 ) -> None:
@@ -48,6 +49,7 @@ def train(
         seed: seed of weights and data (default: the recipe's).
         threads: processor threads of each rank; 0 = all cores, shared among the ranks.
         ranks: processes that train together (torchrun works too); a step has as many tokens with any number of them.
+        profile: record so many steps, after the first two, into RUN/profile (open it in Perfetto).
         smoke: try the recipe in seconds: its family's small model on the embedded world, two steps per stage, nothing
             kept.
         set: any value of the recipe, e.g. --set stages.chat.optim.lr=1e-4; can be repeated.
@@ -55,6 +57,7 @@ def train(
     from qvl.cli.recipe import read_recipe
 
     changes = {"model": model, "minutes": minutes, "run": run, "seed": seed, "threads": threads}
+    changes |= {"profile_steps": profile}
     recipe = read_recipe(config, changes, [*_data_settings(data, image_root, boxes, strict), *set])
     if dry_run:
         from qvl.cli.training import look_only
