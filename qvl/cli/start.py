@@ -22,7 +22,7 @@ from qvl.models.lora import add_lora
 from qvl.models.qwen_vl.config import QwenVLConfig
 from qvl.models.registry import build_model, presets
 from qvl.models.vlm import VLMConfig
-from qvl.train.build import Built, build, for_pictures
+from qvl.train.build import Built, build, for_pictures, outline
 from qvl.train.config import TrainConfig
 from qvl.train.saved import read_model
 from qvl.train.state import fill_model
@@ -56,7 +56,7 @@ def begin(config: TrainConfig, run: Path, writes: bool = True) -> Built:
 def processor_of(config: TrainConfig) -> Processor:
     """The processor a run trains with, without reading weights."""
     if config.model in presets():
-        return for_training(build(config).processor, config)
+        return for_training(outline(config).processor, config)
     folder = _folder(config.model)
     return for_training(processor_for(_sizes(config, read_config(folder)), folder, "fast"), config)
 

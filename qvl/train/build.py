@@ -46,6 +46,43 @@ class Built:
     processor: Processor
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What a recipe builds, without its weights."""
+
+    sizes: VLMConfig
+    """With the vocabulary's."""
+    processor: Processor
+    start: Start | None
+    """The pretrained parts of a Qwen2-VL, not read yet."""
+
+
+def outline(config: TrainConfig, tokenizer_folder: str | Path | None = None) -> Outline:
+    """Sizes and processor of a preset, as `build` will make them.
+
+    Args:
+        tokenizer_folder: as `build`.
+
+    Raises:
+        FileNotFoundError: a pretrained part is not there.
+        ValueError: no such preset, a world or a size that cannot be, or parts that do not fit.
+    """
+    sizes = model_sizes(config)
+    start = Start.of(config.parts) if config.parts != PartsConfig() and isinstance(sizes, Qwen2VLConfig) else None
+    if start is None or start.vocabulary is None:
+        tokenizer = _tokenizer(config, QWEN_VL if isinstance(sizes, QwenVLConfig) else QWEN2_VL, tokenizer_folder)
+    else:
+        tokenizer = start.vocabulary.tokenizer
+        if tokenizer_folder is not None:
+            tokenizer.save(tokenizer_folder)
+    if start is None:
+        fitted = _with_vocabulary(sizes, tokenizer)
+        return Outline(fitted, build_processor(config, fitted, tokenizer), None)
+    assert isinstance(sizes, Qwen2VLConfig)
+    whole = with_vocabulary(start.fitted(sizes), tokenizer.vocab_size, token_ids(tokenizer))
+    return Outline(whole, build_processor(config, whole, tokenizer, start.geometry(whole)), start)
+
+
 def build(config: TrainConfig, tokenizer_folder: str | Path | None = None) -> Built:
     """A freshly initialised model, with the pretrained parts that the recipe names, and its processor.
 
@@ -54,19 +91,16 @@ def build(config: TrainConfig, tokenizer_folder: str | Path | None = None) -> Bu
             on then has the vocabulary it began with.
 
     Raises:
-        FileNotFoundError: a pretrained part is not there.
-        ValueError: no such preset, a world or a size that cannot be, or parts that do not fit.
+        FileNotFoundError, ValueError: as `outline`; or a part is damaged.
     """
-    sizes = model_sizes(config)
-    if config.parts != PartsConfig() and isinstance(sizes, Qwen2VLConfig):
-        return _from_parts(config, sizes, tokenizer_folder)
-    tokenizer = _tokenizer(config, QWEN_VL if isinstance(sizes, QwenVLConfig) else QWEN2_VL, tokenizer_folder)
-    fitted = _with_vocabulary(sizes, tokenizer)
-    model = build_model(fitted)
+    found = outline(config, tokenizer_folder)
+    model = build_model(found.sizes)
     model.init_weights(config.seed)
+    if isinstance(model, Qwen2VL) and found.start is not None:
+        found.start.fill(model, config.seed)
     if isinstance(model, QwenVL):
         fill_qwen_vl(model, config.parts)
-    return Built(model, build_processor(config, fitted, tokenizer))
+    return Built(model, found.processor)
 
 
 def model_sizes(config: TrainConfig) -> VLMConfig:
@@ -88,21 +122,6 @@ def for_pictures(config: TrainConfig, model: VLMConfig) -> VLMConfig:
         )
     side, queries = config.image_px or model.vision.image_px, config.queries or model.adapter.queries
     return qwen_vl_config.with_image_size(model, side, queries)
-
-
-def _from_parts(config: TrainConfig, sizes: Qwen2VLConfig, folder: str | Path | None) -> Built:
-    start = Start.of(config.parts)
-    if start.vocabulary is None:
-        tokenizer = _tokenizer(config, QWEN2_VL, folder)
-    else:
-        tokenizer = start.vocabulary.tokenizer
-        if folder is not None:
-            tokenizer.save(folder)
-    fitted = with_vocabulary(start.fitted(sizes), tokenizer.vocab_size, token_ids(tokenizer))
-    model = Qwen2VL(fitted)
-    model.init_weights(config.seed)
-    start.fill(model, config.seed)
-    return Built(model, build_processor(config, fitted, tokenizer, start.geometry(fitted)))
 
 
 def build_processor(

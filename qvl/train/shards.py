@@ -134,8 +134,6 @@ def whole(tensor: Tensor, order_X: Tensor | None = None) -> Tensor:
     return full if order_X is None else full[order_X.argsort()]
 
 
-
-
 def own_piece(full: Tensor, held: Tensor) -> Tensor:
     """The piece of `full` (its rows as `held` has them) that this rank holds of `held`."""
     if not isinstance(held, DTensor):
