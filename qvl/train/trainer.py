@@ -19,6 +19,7 @@ import torch
 from qvl.data.packing import Pack, SampleSource
 from qvl.inputs.processor import Processor
 from qvl.models.vlm import VisionLanguageModel
+from qvl.runtime import fast_bfloat16
 from qvl.train.clock import StageClock
 from qvl.train.config import StageConfig, TrainConfig
 from qvl.train.feed import Feed, Lane, Share, begin, redeal
@@ -180,9 +181,10 @@ class Trainer:
 
     def _backward(self, run: _StageRun, held: list[Pack], tally: Tally) -> None:
         """Gradients of the *summed* loss of this rank's packs; the divisor is known when all ranks have counted."""
-        lower = self.config.precision == "bfloat16"
+        precision, device = self.config.precision, self.ranks.device.type
+        lower = precision == "bfloat16" or (precision == "auto" and fast_bfloat16(device))
         for pack in held:
-            with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=lower):
+            with torch.autocast(device, torch.bfloat16, enabled=lower):
                 losses_X = run.objective.losses(self.model, pack.batch.to(self.ranks.device))
             losses_X.sum().backward()
             losses_X = losses_X.detach()
