@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from qvl.layers.linear import FusedLinear
 from qvl.models.lora import has_lora, is_adapter
-from qvl.train.config import OptimConfig, Part
+from qvl.train.config import OptimConfig, Part, StageConfig
 
 _TABLES = ("embed.", "head.", "visual.position_embed", "visual.adapter.query")
 """Two-dimensional, but rows looked up one by one and no maps from one space to another: nothing for Muon."""
@@ -65,6 +65,12 @@ def freeze(model: nn.Module, trains: Iterable[Part], frozen: Iterable[str] = ())
         )
         raise ValueError(f"nothing learns: trains={', '.join(trains)}{beside}, frozen={', '.join(frozen) or 'nothing'}")
     return trained
+
+
+def untouched(model: nn.Module, stages: Iterable[StageConfig]) -> frozenset[str]:
+    """Names of the parameters that none of these stages trains. Raises as `freeze` does, for any of the stages."""
+    trained = {name for stage in stages for name, _ in freeze(model, stage.trains, stage.frozen)}
+    return frozenset(name for name, _ in model.named_parameters() if name not in trained)
 
 
 @final
