@@ -103,6 +103,16 @@ def usable_cores() -> int:
 
 
 @functools.cache
+def fast_bfloat16(device: str = "cpu") -> bool:
+    """Whether the device multiplies bfloat16 matrices faster than float32 ones (a CPU needs units for it)."""
+    import torch
+
+    if device == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return device != "cuda" or torch.cuda.is_bf16_supported()
+
+
+@functools.cache
 def cpu_name() -> str:
     """The processor's model name, for reports."""
     info = Path("/proc/cpuinfo")

@@ -224,15 +224,20 @@ def attend_dense(
 
     `hidden_SLY` (True = not seen) replaces the causal triangle if given. Short segments on the CPU take explicit
     matmul + softmax (its backward is about twice as fast there), everything else the fused kernel, which never holds
-    the L x L scores. float32 only: bfloat16 would round the scores, and Qwen2's large query and key biases make those
-    so large that this shows (relative error 0.11 against 0.002 at scores around 100).
+    the L x L scores. In float32, also when a backward pass follows under autocast (the fused kernel's bfloat16 backward
+    is slower than that): bfloat16 would round the scores, and Qwen2's large query and key biases make those so large
+    that this shows (relative error 0.11 against 0.002 at scores around 100).
     """
     segments, heads, length, _ = q_SNLH.shape
-    short = explicit(segments, heads, length, k_SKYH.shape[2])
-    if short and q_SNLH.device.type == "cpu" and q_SNLH.dtype == torch.float32:
+    short = explicit(segments, heads, length, k_SKYH.shape[2]) and q_SNLH.device.type == "cpu"
+    lower = torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
+    if short and (lower or q_SNLH.dtype == torch.float32):
         if hidden_SLY is None and causal:
             hidden_SLY = torch.ones(1, length, length, dtype=torch.bool, device=q_SNLH.device).triu_(1)
-        return _attend_explicit(q_SNLH, k_SKYH, v_SKYH, hidden_SLY)
+        if not lower:
+            return _attend_explicit(q_SNLH, k_SKYH, v_SKYH, hidden_SLY)
+        with torch.autocast("cpu", enabled=False):
+            return _attend_explicit(q_SNLH.float(), k_SKYH.float(), v_SKYH.float(), hidden_SLY)
     grouped = k_SKYH.shape[1] != heads
     seen = None if hidden_SLY is None else ~hidden_SLY[:, None]
     return F.scaled_dot_product_attention(

@@ -142,8 +142,9 @@ class TrainConfig:
     """Qwen-VL: vision tokens per picture, a square number; 0 = the model's."""
     vocabulary: Literal["world", "official"] = "world"
     """Of a preset. `world`: Qwen's pieces, reduced to what the recipe's worlds can say; `official`: all of them."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of matrix products, forward and backward (autocast); weights, their updates and losses stay float32."""
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Of matrix products, forward and backward (autocast); weights, their updates and losses stay float32. `auto`:
+    bfloat16 where the machine has units for it, which a CPU may not have."""
     minutes: float = 15.0
     """Training time of all stages that give a share. Evaluation comes on top."""
     seed: int = 0

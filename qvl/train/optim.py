@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from qvl.layers.linear import FusedLinear
 from qvl.models.lora import has_lora, is_adapter
+from qvl.runtime import fast_bfloat16
 from qvl.train.config import OptimConfig, Part, StageConfig
 
 _TABLES = ("embed.", "head.", "visual.position_embed", "visual.adapter.query")
@@ -74,11 +75,11 @@ def untouched(model: nn.Module, stages: Iterable[StageConfig]) -> frozenset[str]
 
 
 @final
-class Float32Muon(torch.optim.Muon):
-    """`torch.optim.Muon` with its orthogonalisation in float32, matrices of one shape in one call.
+class BatchedMuon(torch.optim.Muon):
+    """`torch.optim.Muon` with matrices of one shape orthogonalised in one call, in a dtype the machine is fast at.
 
-    The library iterates in bfloat16, which is hundreds of times slower on a CPU without bfloat16 units. The update is
-    the same otherwise (momentum with Nesterov, `match_rms_adamw`, decoupled weight decay).
+    The library iterates in bfloat16, which is hundreds of times slower on a CPU without bfloat16 units; there it is
+    float32 here. The update is the same otherwise (momentum with Nesterov, `match_rms_adamw`, decoupled weight decay).
 
     Args:
         parts: rows of each projection in a fused matrix. Each is orthogonalised on its own: together, the large
@@ -107,7 +108,9 @@ class Float32Muon(torch.optim.Muon):
             for (r, c), pairs in by_shape.items():
                 # AdamW's updates have a root mean square near 0.2; an orthogonal matrix has 1 / sqrt(max side).
                 lr = group["lr"] * 0.2 * math.sqrt(max(r, c))
-                updates = orthogonalise(torch.stack([u for _, u in pairs]), group["ns_steps"])
+                stacked = torch.stack([u for _, u in pairs])
+                low = torch.bfloat16 if fast_bfloat16(stacked.device.type) else torch.float32
+                updates = orthogonalise(stacked.to(low), group["ns_steps"]).to(stacked.dtype)
                 for (part, _), update in zip(pairs, updates, strict=True):
                     part.sub_(update, alpha=lr)
 
@@ -153,7 +156,7 @@ class Optimizers:
         if muon:
             groups = [{"params": ps, "peak": config.muon_lr * f} for f, ps in muon.items()]
             self.all.append(
-                Float32Muon(
+                BatchedMuon(
                     groups,
                     fused_parts(model),
                     lr=config.muon_lr,

@@ -19,6 +19,7 @@ import torch
 from qvl.data.packing import Pack, SampleSource
 from qvl.inputs.processor import Processor
 from qvl.models.vlm import VisionLanguageModel
+from qvl.runtime import fast_bfloat16
 from qvl.train.clock import StageClock
 from qvl.train.config import StageConfig, TrainConfig
 from qvl.train.feed import Feed, Lane, Share, begin, redeal
@@ -129,13 +130,18 @@ class Trainer:
     def _peak_flops(self) -> float:
         """FLOP/s of all ranks together, as given or as measured on all of them at once."""
         given = 1e12 * self.config.peak_tflops
-        dtype = getattr(torch, self.config.precision)
-        own = given or measured_peak(self.ranks.device, dtype)
+        name = "bfloat16" if self._lower() else "float32"
+        own = given or measured_peak(self.ranks.device, getattr(torch, name))
         every = float(self.ranks.sum(torch.tensor([own], dtype=torch.float64)))
         if self.ranks.first:
-            how = "as given by peak_tflops" if given else f"measured by a {self.config.precision} matrix product"
+            how = "as given by peak_tflops" if given else f"measured by a {name} matrix product"
             log.info("utilisation is the share of %.3g TFLOP/s per rank, %s", every / self.ranks.place.size / 1e12, how)
         return every
+
+    def _lower(self) -> bool:
+        """Matrix products are of bfloat16."""
+        precision = self.config.precision
+        return precision == "bfloat16" or (precision == "auto" and fast_bfloat16(self.ranks.device.type))
 
     def _run_stage(self, index: int, run_log: RunLog, tracer: Tracer, resumed: Resumed | None) -> None:
         run = self._open_stage(index, resumed)
@@ -215,9 +221,9 @@ class Trainer:
 
     def _backward(self, run: _StageRun, held: list[Pack], tally: Tally) -> None:
         """Gradients of the *summed* loss of this rank's packs; the divisor is known when all ranks have counted."""
-        lower = self.config.precision == "bfloat16"
+        lower, device = self._lower(), self.ranks.device.type
         for pack in held:
-            with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=lower):
+            with torch.autocast(device, torch.bfloat16, enabled=lower):
                 losses_X = run.objective.losses(self.model, pack.batch.to(self.ranks.device))
             losses_X.sum().backward()
             losses_X = losses_X.detach()
