@@ -6,6 +6,7 @@ Does not know: what the tensors are (`state`), when one is saved and what goes o
     checkpoint/000013/__0_0.distcp   the tensors that rank 0 has written, one such file per rank
     checkpoint/000013/.metadata      which (part of a) tensor lies where: PyTorch's distributed checkpoint
     checkpoint/000013/state.json     where the run stands, and the size of every file: written last
+    checkpoint/frozen/               likewise, written once: parameters that no stage of the run changes
     checkpoint/partial/              the next one while it is written; it gets its number by one renaming
 """
 
@@ -19,6 +20,7 @@ import shutil
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -34,16 +36,22 @@ log = logging.getLogger(__name__)
 # One process is no mistake here.
 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
 
-_PARTIAL = "partial"
+PARTIAL = "partial"
+FROZEN = "frozen"
+PARTIAL_FROZEN = "partial-frozen"
 _STATE = "state.json"
 _OLD_FILE = "state.pt"
 _FORMAT = 2
 _TRIES = 5
-"""How often a reader begins anew because the writer has removed what it was reading."""
+"""How often a reader begins anew, if the writer has removed what it was reading."""
 
 
 class Damaged(Exception):
     """A saved state that is not whole; says which and why."""
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        super().__init__(f"{folder} {reason}")
+        self.folder = folder
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,12 @@ class Saved:
 
     folder: Path
     point: Point
+    frozen: Path | None
+    """Where the parameters are that the run does not change."""
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        return (self.folder,) if self.frozen is None else (self.folder, self.frozen)
 
 
 def saved_states(checkpoint: Path) -> list[Saved | Damaged]:
@@ -93,65 +107,79 @@ def saved_states(checkpoint: Path) -> list[Saved | Damaged]:
 
 def read_saved(folder: Path) -> Saved:
     """Raises `Damaged` for a folder that is not whole."""
+    told = _told(folder)
     try:
-        found = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-        files, version = found.pop("files"), found.pop("format")
-        found["lanes"] = tuple((index, tuple(waiting)) for index, waiting in found["lanes"])
-        point = Point(**found | {"stages": tuple(found["stages"])})
+        frozen = folder.parent / FROZEN if told.pop("frozen") else None
+        lanes = tuple((index, tuple(waiting)) for index, waiting in told.pop("lanes"))
+        point = Point(**told | {"lanes": lanes, "stages": tuple(told["stages"])})
+    except (ValueError, KeyError, TypeError) as error:
+        raise Damaged(folder, f"cannot be read: {_STATE} has other contents than expected ({error})") from error
+    if frozen is not None:
+        _told(frozen)
+    return Saved(folder, point, frozen)
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    """What a folder says of itself, if its files have the sizes it says they have."""
+    try:
+        told = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        files, version = told.pop("files"), told.pop("format")
         sizes = {name: (folder / name).stat().st_size for name in files}
     except FileNotFoundError as error:
-        raise Damaged(f"{folder} is not whole: {Path(error.filename).name} is missing") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Damaged(f"{folder / _STATE} cannot be read: {error}") from error
+        raise Damaged(folder, f"is not whole: {Path(error.filename).name} is missing") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise Damaged(folder, f"cannot be read: {error}") from error
     if version != _FORMAT:
-        raise Damaged(f"{folder} has format {version}, this version of qvl reads {_FORMAT}")
+        raise Damaged(folder, f"has format {version}, this version of qvl reads {_FORMAT}")
     for name, size in sizes.items():
         if size != files[name]:
-            raise Damaged(f"{folder} is not whole: {name} has {size} of {files[name]} bytes")
-    return Saved(folder, point)
+            raise Damaged(folder, f"is not whole: {name} has {size} of {files[name]} bytes")
+    return told
 
 
 def make_room(checkpoint: Path) -> None:
     """An empty place for the next state. One rank calls it. Raises `OSError` if it cannot be."""
-    folder = checkpoint / _PARTIAL
-    if folder.exists():  # of a write that failed, or of a crash
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    for name in (PARTIAL, PARTIAL_FROZEN):
+        if (checkpoint / name).exists():  # of a write that failed, or of a crash
+            shutil.rmtree(checkpoint / name)
+    (checkpoint / PARTIAL).mkdir(parents=True)
 
 
-def write_tensors(checkpoint: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None) -> None:
-    """Writes this rank's tensors into the place for the next state. All ranks of `group` call it.
+def write_tensors(partial: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None) -> None:
+    """Writes this rank's tensors. All ranks of `group` call it.
 
     Raises:
         OSError: some rank could not write.
     """
     try:
-        dcp.save(
-            tensors,
-            storage_writer=dcp.FileSystemWriter(checkpoint / _PARTIAL, sync_files=True),
-            process_group=group,
-            no_dist=group is None,
-        )
+        writer = dcp.FileSystemWriter(partial, sync_files=True)
+        dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)
     except CheckpointException as error:
-        free = free_disk_bytes(checkpoint) / 1e9
+        free = free_disk_bytes(partial) / 1e9
         raise OSError(f"{_reasons(error)}; {free:.3g} GB are free on that disk") from error
 
 
-def commit(checkpoint: Path, point: Point) -> Path:
+def commit(checkpoint: Path, point: Point) -> None:
     """Makes what was written the newest state, by one renaming after all is on the disk. One rank calls it."""
-    partial = checkpoint / _PARTIAL
+    number = 1 + max((int(folder.name) for folder in _numbered(checkpoint)), default=0)
+    told = asdict(point) | {"frozen": (checkpoint / FROZEN).exists()}
+    _commit(checkpoint / PARTIAL, told, checkpoint / f"{number:06d}")
+
+
+def commit_frozen(checkpoint: Path) -> None:
+    """The same for what the run does not change."""
+    _commit(checkpoint / PARTIAL_FROZEN, {}, checkpoint / FROZEN)
+
+
+def _commit(partial: Path, told: dict[str, Any], final: Path) -> None:
     files = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
-    told = {"format": _FORMAT, **asdict(point), "files": files}
     with (partial / _STATE).open("w", encoding="utf-8") as file:
-        json.dump(told, file, indent=1)
+        json.dump({"format": _FORMAT, **told, "files": files}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     _sync(partial)
-    number = 1 + max((int(folder.name) for folder in _numbered(checkpoint)), default=0)
-    final = checkpoint / f"{number:06d}"
     partial.rename(final)
-    _sync(checkpoint)
-    return final
+    _sync(final.parent)
 
 
 def rotate(checkpoint: Path, keep: int) -> None:
@@ -163,20 +191,27 @@ def rotate(checkpoint: Path, keep: int) -> None:
 
 
 def stored_tensors(saved: Saved) -> dict[str, TensorStorageMetadata]:
+    """Shape and dtype of everything in a state. Raises `Damaged`."""
+    return {key: about for folder in saved.folders for key, about in _stored(folder).items()}
+
+
+def _stored(folder: Path) -> dict[str, TensorStorageMetadata]:
     try:
-        found = dcp.FileSystemReader(saved.folder).read_metadata().state_dict_metadata
+        found = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
     except Exception as error:  # whatever unpickling a damaged file raises
-        raise Damaged(f"{saved.folder / '.metadata'} cannot be read: {error}") from error
+        raise Damaged(folder, f"cannot be read: its .metadata gives {error!r}") from error
     return {key: value for key, value in found.items() if isinstance(value, TensorStorageMetadata)}
 
 
 def read_tensors(saved: Saved, tensors: dict[str, Tensor], group: dist.ProcessGroup | None) -> None:
-    """Fills the given tensors in place."""
-    reader = dcp.FileSystemReader(saved.folder)
-    try:
-        dcp.load(tensors, storage_reader=reader, process_group=group, no_dist=group is None)
-    except CheckpointException as error:
-        raise Damaged(f"{saved.folder} cannot be read: {_reasons(error)}") from error
+    """Fills the given tensors in place. Raises `Damaged`."""
+    for folder in saved.folders:
+        here = {key: tensors[key] for key in _stored(folder) if key in tensors}
+        reader = dcp.FileSystemReader(folder)
+        try:
+            dcp.load(here, storage_reader=reader, process_group=group, no_dist=group is None)
+        except CheckpointException as error:
+            raise Damaged(folder, f"cannot be read: {_reasons(error)}") from error
 
 
 def read_model(checkpoint: Path) -> tuple[Point, dict[str, Tensor]]:
@@ -201,7 +236,8 @@ def read_model(checkpoint: Path) -> tuple[Point, dict[str, Tensor]]:
                 read_tensors(saved, tensors, None)
             except Damaged as damaged:
                 error = damaged
-                log.warning("%s; looking for an older state", error)
+                if damaged.folder.exists():
+                    log.warning("%s; looking for an older state", error)
             else:
                 return saved.point, {k.removeprefix("model/"): v for k, v in tensors.items()}
     if error is None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import final
@@ -22,7 +22,17 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
 
 from qvl.train.ranks import Ranks
-from qvl.train.saved import Point, commit, make_room, rotate, write_tensors
+from qvl.train.saved import (
+    FROZEN,
+    PARTIAL,
+    PARTIAL_FROZEN,
+    Point,
+    commit,
+    commit_frozen,
+    make_room,
+    rotate,
+    write_tensors,
+)
 from qvl.train.state import named_tensors, random_states
 
 log = logging.getLogger(__name__)
@@ -35,18 +45,21 @@ class Saver:
     Use as a context manager: leaving it waits for the write under way.
 
     Args:
+        constant: names of tensors that nothing changes, which are written once.
         keep: so many states stay, the newest ones.
         beside: write while training goes on, which takes memory for a copy; False = training waits.
     """
 
-    def __init__(self, checkpoint: Path, ranks: Ranks, keep: int = 2, beside: bool = True) -> None:
+    def __init__(
+        self, checkpoint: Path, ranks: Ranks, constant: Collection[str] = (), keep: int = 2, beside: bool = True
+    ) -> None:
         if keep < 1:
             raise ValueError(f"keep is {keep}; at least one saved state must stay")
         self._checkpoint = checkpoint
         self._ranks = ranks
         self.group = ranks.side_group()
         """Ranks talk about a write beside what they say to each other in training."""
-        self._keep, self._beside = keep, beside
+        self._constant, self._keep, self._beside = frozenset(constant), keep, beside
         self._thread: threading.Thread | None = None
         self._copied = threading.Event()
         self._problem = ""
@@ -75,15 +88,17 @@ class Saver:
         """
         self._join()
         tensors = _own_part(named_tensors(model, optimizers), self._ranks)
+        frozen = {key: tensors.pop(key) for key in self._constant & tensors.keys()}
         tensors |= random_states(self._ranks.place.rank, self._ranks.device)
-        self._problem = self._ranks.from_first(self._make_room() if self._ranks.first else "")
+        self._problem, wanted = self._ranks.from_first(self._make_room() if self._ranks.first else ("", False))
         if self._problem:
             return
         self._copied.clear()
+        arguments = (tensors, frozen if wanted else None, point)
         if not self._beside:
-            self._write(tensors, point)
+            self._write(*arguments)
             return
-        self._thread = threading.Thread(target=self._copy_and_write, args=(tensors, point), name="qvl-saver")
+        self._thread = threading.Thread(target=self._copy_and_write, args=arguments, name="qvl-saver")
         self._thread.start()
 
     def copied(self) -> None:
@@ -120,27 +135,38 @@ class Saver:
             bug, self._bug = self._bug, None
             raise bug
 
-    def _make_room(self) -> str:
+    def _make_room(self) -> tuple[str, bool]:
+        """What is wrong, and whether what is constant has to be written."""
         try:
             make_room(self._checkpoint)
         except OSError as error:
-            return self._failed(error)
-        return ""
+            return self._failed(error), False
+        return "", bool(self._constant) and not (self._checkpoint / FROZEN).exists()
 
-    def _copy_and_write(self, tensors: dict[str, Tensor], point: Point) -> None:
+    def _copy_and_write(self, tensors: dict[str, Tensor], frozen: dict[str, Tensor] | None, point: Point) -> None:
         try:
             try:
                 copies = _copy(tensors)
             finally:
                 tensors.clear()
                 self._copied.set()
-            self._write(copies, point)
+            self._write(copies, frozen, point)
         except BaseException as error:  # a thread has nobody to raise it to; `_complain` does
             self._bug = error
 
-    def _write(self, tensors: dict[str, Tensor], point: Point) -> None:
+    def _write(self, tensors: dict[str, Tensor], frozen: dict[str, Tensor] | None, point: Point) -> None:
+        failed: OSError | None = None
         try:
-            write_tensors(self._checkpoint, tensors, self.group)
+            if frozen is not None:
+                write_tensors(self._checkpoint / PARTIAL_FROZEN, frozen, self.group)
+                try:
+                    if self._ranks.first:
+                        commit_frozen(self._checkpoint)
+                except OSError as error:
+                    failed = error  # the other ranks do not know, and write on
+            write_tensors(self._checkpoint / PARTIAL, tensors, self.group)
+            if failed is not None:
+                raise failed
             if self._ranks.first:
                 commit(self._checkpoint, point)
                 rotate(self._checkpoint, self._keep)

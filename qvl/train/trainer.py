@@ -27,7 +27,7 @@ from qvl.train.flops import FlopCount, measured_peak
 from qvl.train.interrupt import Stopped, stop_on_signals
 from qvl.train.log import Memory, RunLog, forget_after
 from qvl.train.objectives import OBJECTIVES, Objective
-from qvl.train.optim import Optimizers
+from qvl.train.optim import Optimizers, untouched
 from qvl.train.parallel import Parallel, pack_cost
 from qvl.train.ranks import Ranks
 from qvl.train.resume import Resumed, resume
@@ -95,7 +95,9 @@ class Trainer:
         self.elapsed = 0.0
         """Training seconds of all stages so far."""
         self._stopping = False
-        self._saver = Saver(self.folder / "checkpoint", self.ranks, config.keep, config.save_in_background)
+        constant = [f"model/{name}" for name in untouched(model, config.stages)]
+        kept = config.keep, config.save_in_background
+        self._saver = Saver(self.folder / "checkpoint", self.ranks, constant, *kept)
         self._last_save = time.perf_counter()
 
     def stop(self) -> None:
@@ -118,13 +120,13 @@ class Trainer:
         self.parallel = Parallel(self.model, self.config.parallel, self.ranks, lower=self._lower)
         checkpoint, names = self.folder / "checkpoint", tuple(s.name for s in self.config.stages)
         resumed = resume(checkpoint, names, self.model, self._optimizers, self.ranks, self._saver.group)
-        first = 0
+        first = step = 0
         if resumed:
-            point = resumed.point
-            self.elapsed, first = point.elapsed, point.stage
-            if self.ranks.first:
-                forget_after(self.folder, names[:first], (*names, "")[first], point.step)
-                log.info("going on from %s (%s)", point, checkpoint)
+            self.elapsed, first, step = resumed.point.elapsed, resumed.point.stage, resumed.point.step
+        if self.ranks.first:
+            forget_after(self.folder, names[:first], (*names, "")[first], step)
+            if resumed:
+                log.info("going on from %s (%s)", resumed.point, checkpoint)
         place, seconds = self.ranks.place, self._seconds_left(first)
         tracer = Tracer(self.folder / "profile", self.config.profile_steps, place.rank, self.ranks.device)
         with RunLog(self.folder, seconds, self._peak_flops(), self.ranks.first) as run_log, tracer:
@@ -141,11 +143,11 @@ class Trainer:
     def _peak_flops(self) -> float:
         """FLOP/s of all ranks together, as given or as measured on all of them at once."""
         given = 1e12 * self.config.peak_tflops
-        dtype = torch.bfloat16 if self._lower else torch.float32
-        own = given or measured_peak(self.ranks.device, dtype)
+        name = "bfloat16" if self._lower else "float32"
+        own = given or measured_peak(self.ranks.device, getattr(torch, name))
         every = float(self.ranks.sum(torch.tensor([own], dtype=torch.float64)))
         if self.ranks.first:
-            how = "as given by peak_tflops" if given else f"measured by a {str(dtype).removeprefix('torch.')} matrix product"
+            how = "as given by peak_tflops" if given else f"measured by a {name} matrix product"
             log.info("utilisation is the share of %.3g TFLOP/s per rank, %s", every / self.ranks.place.size / 1e12, how)
         return every
 

@@ -18,10 +18,11 @@ import pytest
 import ranks_jobs
 import saving_jobs
 import torch
+import torch.distributed.checkpoint as dcp
 
 from qvl.cli.ranks import on_ranks
 from qvl.train import saver
-from qvl.train.config import OptimConfig, StageConfig, TrainConfig
+from qvl.train.config import OptimConfig, Part, StageConfig, TrainConfig
 from qvl.train.interrupt import Stopped
 from qvl.train.ranks import Ranks
 from qvl.train.saved import Point, Saved, read_model, saved_states
@@ -30,11 +31,13 @@ from qvl.train.state import load_into, named_tensors
 STEPS = 6
 
 
-def recipe(run: Path, steps: int = STEPS, **config: object) -> TrainConfig:
+def recipe(
+    run: Path, steps: int = STEPS, trains: tuple[Part, ...] = ("vision", "merger", "text"), **config: object
+) -> TrainConfig:
     """Four samples a step, a state after every step (if the one before is written)."""
     stage = StageConfig(
         name="one",
-        trains=("vision", "merger", "text"),
+        trains=trains,
         share=1,
         steps=steps,
         tokens_per_pack=4 * ranks_jobs.Even.tokens,
@@ -315,6 +318,52 @@ def test_export_reads_while_training_writes(tmp_path) -> None:
     running.join()
     assert read > 3
     assert read_model(tmp_path / "checkpoint")[0].stage == 1
+
+
+def test_what_a_run_does_not_change_is_written_once(tmp_path) -> None:
+    whole = alone(tmp_path / "whole", trains=("merger",))
+    run = tmp_path / "run"
+    trainer, model = saving_jobs.trainer(recipe(run, trains=("merger",)))
+    step, seen = trainer._step, []
+
+    def stop_after_three(stage_run, run_log):
+        trainer._saver.finish()
+        seen.extend(f.stat().st_mtime_ns for f in (run / "checkpoint").glob("frozen/*"))
+        if stage_run.clock.step == 2:
+            trainer.stop()
+        return step(stage_run, run_log)
+
+    trainer._step = stop_after_three
+    with pytest.raises(Stopped):
+        trainer.fit()
+    states = run / "checkpoint"
+    assert len(set(seen)) == len(list((states / "frozen").iterdir())) == 3, "written once"
+    often, once = (sum(f.stat().st_size for f in (states / name).iterdir()) for name in ("000002", "frozen"))
+    stored = dcp.FileSystemReader(states / "000002").read_metadata().state_dict_metadata
+    assert {key.split("/")[1] for key in stored if key.startswith("model/")} == {
+        name for name, _ in model.named_parameters() if name.startswith("visual.merger.")
+    }
+    assert often < once
+    point, found = read_model(states)
+    assert (point.step, found.keys()) == (3, {key.removeprefix("model/") for key in named_tensors(model)})
+    assert all(torch.equal(found[name], p) for name, p in model.named_parameters())
+    assert torch.equal(alone(run, trains=("merger",)), whole)
+    cut(states / "frozen")
+    with pytest.raises(ValueError, match=r"frozen is not whole: __0_0.distcp has .* no older state"):
+        alone(run, trains=("merger",))
+
+
+def test_a_crash_in_the_first_write_leaves_nothing_in_the_log(tmp_path, monkeypatch, whole) -> None:
+    def crash(*arguments) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(saver, "write_tensors", crash)
+    with pytest.raises(KeyboardInterrupt):
+        alone(tmp_path)
+    assert saved_states(tmp_path / "checkpoint") == []
+    monkeypatch.undo()
+    assert torch.equal(alone(tmp_path), whole[1])
+    assert curve(tmp_path) == whole[0]
 
 
 @pytest.mark.slow
