@@ -36,7 +36,8 @@ def plan(
     utilisation: float = 0.4,
     max_pixels: int | None = None,
     tokens_per_pack: int | None = None,
-    precision: Literal["float32", "bfloat16"] | None = None,
+    precision: Literal["float32", "bfloat16", "auto"] | None = None,
+    cpu: bool = False,
     json: bool = False,
     set: list[str] = [],  # noqa: B006  the option is called --set; the list is only read
 ) -> None:
@@ -51,22 +52,24 @@ def plan(
         pictures: sizes as WIDTHxHEIGHT, "1024x768" or with shares "1024x768:3,448x448:1" (default: those that the
             recipe's samples have, else 1024x768).
         words: tokens of text per picture (default: as in the recipe's samples, else 128).
-        memory: GiB of one device (default: of this machine).
-        devices: how many.
+        memory: GiB of one GPU (default: this machine's, for its processor).
+        devices: how many; how they share the model says the recipe: --set parallel.shard=0 --set parallel.tensor=2.
         tflops: what one device can do, in 10^12 operations a second (for the time of a step).
         utilisation: share of that which training reaches.
         max_pixels: bound on a picture's pixels (default: the recipe's or the model's).
         tokens_per_pack: instead of the recipe's.
         precision: instead of the recipe's.
+        cpu: the devices of --memory are processors, not GPUs.
         json: print numbers for programs instead of tables.
-        set: any value of the recipe, as in `qvl train`.
+        set: any value of the recipe, e.g. --set parallel.recompute=full; can be repeated.
     """
     from qvl.runtime import memory_bytes
     from qvl.train.plan import Device, plan_stage
 
     found = _recipe(model, recipe, precision, set)
     sizes, processor, budget = _model(found, max_pixels)
-    device = Device(int(memory * 2**30) or memory_bytes(), devices, tflops * 1e12, utilisation)
+    size = int(memory * 2**30) or memory_bytes()
+    device = Device(size, devices, tflops * 1e12, utilisation, cpu=cpu or not memory)
     rows: list[tuple[StagePlan, Mix]] = []
     for stage in found.stages:
         if tokens_per_pack is not None:
@@ -84,18 +87,19 @@ def plan(
 
 def _recipe(model: str | None, file: Path | None, precision: str | None, settings: Sequence[str]) -> TrainConfig:
     """The recipe to plan for; without a file one that trains everything."""
-    from qvl.cli.recipe import as_config, read_recipe
+    from qvl.cli.recipe import apply_setting, as_config, read_recipe
 
     changes = {"model": _known_as(model), "precision": precision}
     if file is not None:
         return read_recipe(file, changes, settings)
     if model is None:
         raise ValueError("a plan needs a model or a recipe: `qvl plan 2b`, `qvl plan --recipe recipes/tiny.yaml`")
-    if settings:
-        raise ValueError("--set changes values of a recipe, and none is given: --recipe FILE")
     stage = {"name": "everything", "trains": ["vision", "merger", "text"], "share": 1, "patches_per_pack": 1 << 20}
     plain = {"run": "runs/plan", "stages": [stage], "vocabulary": "official"}
-    return as_config(plain | {key: value for key, value in changes.items() if value is not None}, "plan")
+    plain |= {key: value for key, value in changes.items() if value is not None}
+    for setting in settings:
+        apply_setting(plain, setting)
+    return as_config(plain, "plan")
 
 
 def _known_as(model: str | None) -> str | None:
@@ -210,7 +214,8 @@ def _print(
     for _, mix in rows:
         seen |= {p.hw: p for p in mix.pictures(sizes, budget) if p is not None}
     kind = "this machine" if here else f"{device.count} device{'s' if device.count > 1 else ''}"
-    title = f"{recipe.model} in {recipe.precision} on {kind} of {gib(device.memory)}, of which a plan uses {USABLE:.0%}"
+    precision = "bfloat16" if device.takes(recipe.precision) else "float32"
+    title = f"{recipe.model} in {precision} on {kind} of {gib(device.memory)}, of which a plan uses {USABLE:.0%}"
     console.print(title + "\n", highlight=False)
     console.print(_picture_table(sizes, [seen[hw] for hw in sorted(seen)]))
     console.print(_memory_table([p for p, _ in rows]))
@@ -249,6 +254,8 @@ def _memory_table(plans: Sequence[StagePlan]) -> Table:
         purposes = (m.parameters, m.gradients, m.optimizer, m.activations)
         for i, part in enumerate(m.parameters):
             table.add_row("" if i else plan_.stage, part, *(gib(purpose[part]) for purpose in purposes))
+        if m.gathered:
+            table.add_row("", "whole blocks at hand", gib(m.gathered), "", "", "")
         if m.copies:
             table.add_row("", "weights in bfloat16", "", "", "", gib(m.copies))
         table.add_row("", "together", *(gib(sum(purpose.values())) for purpose in purposes), style="bold")

@@ -23,7 +23,7 @@ from qvl.models.qwen_vl.config import QwenVLConfig
 from qvl.models.registry import build_model, presets
 from qvl.models.vlm import VLMConfig
 from qvl.train.build import Built, build, for_pictures, outline
-from qvl.train.config import TrainConfig
+from qvl.train.config import PartsConfig, TrainConfig
 from qvl.train.saved import read_model
 from qvl.train.state import fill_model
 
@@ -35,7 +35,8 @@ def begin(config: TrainConfig, run: Path, writes: bool = True) -> Built:
     """The model before its first step and the processor it is to be used with.
 
     Args:
-        writes: keep the settings of the model that the run starts from (the first rank does).
+        writes: keep the settings of the folder or the parts that the run starts from (the first rank does), so that
+            its state becomes a model again without them.
 
     Raises:
         FileNotFoundError, ValueError: neither a preset nor a model folder, or one that the recipe does not fit.
@@ -44,10 +45,10 @@ def begin(config: TrainConfig, run: Path, writes: bool = True) -> Built:
         built = build(config, run / "tokenizer")
     else:
         built = _from_folder(config)
-        if writes:
-            with staged_folder(run / _START) as stage:
-                write_settings(built.model, stage, built.model.embed.weight.dtype)
-                save_processor(built.processor, stage)
+    if writes and (config.model not in presets() or config.parts != PartsConfig()):
+        with staged_folder(run / _START) as stage:
+            write_settings(built.model, stage, built.model.embed.weight.dtype)
+            save_processor(built.processor, stage)
     if config.lora is not None:
         add_lora(built.model, config.lora, config.seed)
     return built
@@ -57,7 +58,7 @@ def processor_of(config: TrainConfig) -> Processor:
     """The processor a run trains with, without reading weights."""
     if config.model in presets():
         return for_training(outline(config).processor, config)
-    folder = _folder(config.model)
+    folder = _folder(config)
     return for_training(processor_for(_sizes(config, read_config(folder)), folder, "fast"), config)
 
 
@@ -110,7 +111,7 @@ def _started_from(folder: Path) -> Built:
 
 def _from_folder(config: TrainConfig) -> Built:
     """The model of a folder; a Qwen-VL for pictures of the recipe's size (its places are resized to any grid)."""
-    folder = _folder(config.model)
+    folder = _folder(config)
     model = load_model(folder).eval()
     model.config = _sizes(config, model.config)
     processor = processor_for(model.config, folder, "exact")
@@ -128,8 +129,16 @@ def _sizes(config: TrainConfig, found: VLMConfig) -> VLMConfig:
     return wanted
 
 
-def _folder(name: str) -> Path:
+def _folder(config: TrainConfig) -> Path:
+    name = config.model
     try:
-        return resolve(name)
+        folder = resolve(name)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"model: {error}. Presets are {', '.join(presets())}") from None
+    if config.parts != PartsConfig():
+        named = ", ".join(f"parts.{key}={value}" for key, value in vars(config.parts).items() if value)
+        raise ValueError(
+            f"{name} is a whole model, and the recipe names pretrained parts besides ({named}): leave parts out to go "
+            "on from that model, or name a preset (--model small) to begin with the parts"
+        )
+    return folder

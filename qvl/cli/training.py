@@ -179,7 +179,8 @@ def _measure_stage(
         common: dict[str, Any] = {"chat_format": stage.chat_format, "stamp": stamp, "at_once": 16 * ranks.place.size}
         if stage.source == "easy_vqa":
             return measure_easy_vqa(generator, config.eval_samples, out, style=stage.world.style, **common)
-        return measure(generator, stage.world, "dev", config.eval_samples, out, **common)
+        drawn = config.eval_samples if stage.easy_vqa else 0
+        return measure(generator, stage.world, "dev", config.eval_samples, out, easy_vqa=drawn, **common)
 
     measure_together(engine, ranks, ask)
 

@@ -176,13 +176,14 @@ class Processor:
 
         `messages`: (system,) user with pictures, assistant, user, assistant, ... Each branch computes what the
         conversation (system, user with pictures and this question, assistant) would compute alone. Without a picture
-        in the first user turn there is nothing to share and the result is the one sequence of the whole conversation.
+        in the first user turn there is nothing to share, and with pictures in later ones there is more than a
+        beginning: then the result is the one sequence of the whole conversation.
         """
         turns = self._parse(messages, labels, name)
         lead = turns[: next(i for i, m in enumerate(turns) if m.role == "user")]
         asked, answered = turns[len(lead) :: 2], turns[len(lead) + 1 :: 2]
         media = tuple(p for p in asked[0].parts if not isinstance(p, Text))
-        if not media:
+        if not media or any(not isinstance(p, Text) for question in asked[1:] for p in question.parts):
             return [self.sequence(turns, labels=labels, chat_format=chat_format, name=name)]
         chat = self.chat(chat_format)
         axes = self.config.rope_axes

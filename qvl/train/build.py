@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import final
 
 from qvl.data.easy_vqa import EasyVqa
+from qvl.data.mixture import Mixture
 from qvl.data.packing import SampleSource
 from qvl.data.records import Sample
 from qvl.data.user import UserSource
@@ -188,13 +189,18 @@ def sample_source(config: TrainConfig, stage: StageConfig) -> SampleSource:
     """
     own_seed = config.seed + _STAGE_SEEDS * config.stages.index(stage)
     world = replace(stage.world, seed=stage.world.seed + own_seed)
-    if not config.data.files and stage.source == "easy_vqa":
-        return EasyVqa("train", style=world.style, turns=world.turns, seed=world.seed)
     if not config.data.files:
-        return WorldSource(world)
+        return _without_files(stage, world)
     if stage.objective != "next_token":
         raise ValueError(f"{stage.name}: objective {stage.objective} is for the embedded world, files have next_token")
     return UserSource(config.data, own_seed)
+
+
+def _without_files(stage: StageConfig, world: WorldConfig) -> SampleSource:
+    if stage.source == "world" and not stage.easy_vqa:
+        return WorldSource(world)
+    drawn = EasyVqa("train", style=world.style, turns=world.turns, seed=world.seed)
+    return drawn if stage.source == "easy_vqa" else Mixture(WorldSource(world), drawn, stage.easy_vqa)
 
 
 def check_data(config: TrainConfig) -> None:

@@ -61,6 +61,8 @@ class StageConfig:
     source: Literal["world", "easy_vqa"] = "world"
     """What is read: the embedded world, or easy-VQA's training pictures (`qvl data parts --only easy-vqa`), of which
     `world` then says `style`, `turns`, `seed` and, by `sizes`, how large they are shown."""
+    easy_vqa: float = 0.0
+    """Share of samples that come from easy-VQA beside the world's, in the same style; measured with them too."""
     chat_format: Literal["chatml", "raw"] = "raw"
     objective: Literal["next_token", "told", "match"] = "next_token"
     """`told`: pictures are told in words (`world.medium: words`), for the language model alone. `match`: vision tokens
@@ -95,6 +97,13 @@ class StageConfig:
                 f"stage {self.name}: warmup_steps is {self.optim.warmup_steps}, the stage has {self.steps} steps; give "
                 "it more steps, or a warm-up as a share (warmup)"
             )
+        if not 0 <= self.easy_vqa <= 1 or (
+            self.easy_vqa and (self.source != "world" or self.objective != "next_token")
+        ):
+            raise ValueError(
+                f"stage {self.name}: easy_vqa is {self.easy_vqa}; it is a share (0 to 1) beside source: world, for the "
+                "next_token objective"
+            )
         room = self.samples_per_pack * self.tokens_per_sample
         if room > self.tokens_per_pack:
             raise ValueError(
@@ -116,6 +125,9 @@ class PartsConfig:
     language: str = ""
     """Qwen2-VL: smollm2-135m, a GGUF file, or a Hugging Face folder of a Qwen2 or Llama. Qwen-VL: the folder of a
     Qwen-7B. Empty = random."""
+    rope_sections: tuple[int, ...] = ()
+    """Qwen2-VL: rotary frequencies for time, row and column of the language model, fastest first; empty = in the
+    released proportion. Text alone is read the same with any: its three positions are equal."""
     vision: str = ""
     """Qwen2-VL: dinov2-s14, an ONNX file with a DINOv2, or a folder of DINOv2, CLIP, DFN or OpenCLIP. Qwen-VL: a file
     of OpenCLIP's ViT-bigG/14. Empty = random."""

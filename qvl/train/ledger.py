@@ -14,7 +14,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, final
 
@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from qvl.batch import Batch
 from qvl.models.vlm import VisionLanguageModel
+from qvl.train.blocks import blocks_of
 from qvl.train.config import OptimConfig, Part
 from qvl.train.optim import Optimizers, part_of
 
@@ -82,7 +83,7 @@ class PackShape:
 @final
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes of one training step on one device, by purpose and part."""
+    """Bytes of one training step on one device, by purpose and part. Of what devices hold in pieces, the piece."""
 
     parameters: dict[Part, int]
     gradients: dict[Part, int]
@@ -95,10 +96,8 @@ class StepMemory:
     """Patch rows and tokens."""
     peaks: dict[Phase, int]
     """The most that is held at once in each phase, parameters and optimizer included."""
-    largest_block: int
-    """Parameters of the largest block of layers, the vocabulary's tables apart."""
-    tables: int
-    """Parameters outside the blocks."""
+    gathered: int = 0
+    """Whole weights of the blocks at hand, where devices hold pieces."""
 
     @property
     def peak(self) -> int:
@@ -124,13 +123,20 @@ def step_memory(
     frozen: Iterable[str] = (),
     accumulate: int = 1,
     bfloat16: bool = False,
+    shard: int = 1,
+    whole_gradients: bool = True,
+    summed: bool = False,
 ) -> StepMemory:
     """Bytes of one optimizer step over `accumulate` packs like `pack`.
 
     Args:
-        build: makes the model, with adapters if it is to have some; called where tensors have no memory.
+        build: makes the model as one device computes it, with adapters if it is to have some; called where tensors have
+            no memory.
         losses: of a pack, as the stage's objective computes them.
         bfloat16: matrix products in bfloat16 (autocast), weights in float32.
+        shard: devices that hold weights, gradients and optimizer state in pieces (FSDP2).
+        whole_gradients: with `shard`, gradients are held whole until the last pack.
+        summed: devices hold everything and sum their gradients, for which each takes a copy.
 
     Raises:
         ValueError: as `optim.freeze`.
@@ -139,38 +145,89 @@ def step_memory(
         with torch.no_grad():
             model = build().train()
         optimizers = Optimizers(model, trains, optim, frozen)
-        parameters = _by_part(model.named_parameters())
         config = model.config
         with ledger.counts("batch"):
             batch = pack.batch(config.text.rope_axes, config.vision.patch_values)
+        ledger.follow(model)
         peaks: dict[Phase, int] = {}
         kept: Counter[str] = Counter()
-        ledger.follow(model)
+        if shard > 1:  # gradients leave as they come, in pieces
+            for p in optimizers.params:
+                p.register_post_accumulate_grad_hook(_drop)
         for _ in range(min(2, accumulate)):  # the second finds the gradients of the first
             with ledger.phase("forward pass", peaks), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
                 loss = losses(model, batch).sum()
             kept = ledger.held_by_purpose()
             with ledger.phase("backward pass", peaks):
                 loss.backward()
+        del loss
+        if shard > 1:
+            for p in optimizers.params:
+                p.grad = torch.empty_like(p)
         gradients = _by_part((name, p.grad) for name, p in model.named_parameters() if p.grad is not None)
         with ledger.phase("optimizer step", peaks):
             optimizers.step(0.5)  # makes its state
-    state = _state_by_part(model, optimizers)
-    fresh = sum(state.values())
-    # In later steps the optimizer's state is there from the beginning.
-    later: dict[Phase, int] = {p: n + (fresh if p != "optimizer step" else 0) for p, n in peaks.items()}
-    blocks = [b for b in model.modules() if isinstance(b, nn.ModuleList) for b in b]
-    sizes = [sum(p.nbytes for p in block.parameters()) for block in blocks]
-    return StepMemory(
-        parameters=parameters,
+    later = _later(peaks, optimizers)
+    if summed:
+        later["optimizer step"] += sum(gradients.values())
+    found = StepMemory(
+        parameters=_by_part(model.named_parameters()),
         gradients=gradients,
-        optimizer=state,
+        optimizer=_state_by_part(model, optimizers),
         activations={part: kept[part] for part in PARTS},
         copies=kept[_COPIES],
         batch=kept["batch"],
         peaks=later,
-        largest_block=max(sizes),
-        tables=sum(parameters.values()) - sum(sizes),
+    )
+    return found if shard == 1 else _in_pieces(found, model, shard, accumulate > 1 and whole_gradients, bfloat16)
+
+
+def _drop(p: Tensor) -> None:
+    p.grad = None
+
+
+def _later(peaks: Mapping[Phase, int], optimizers: Optimizers) -> dict[Phase, int]:
+    """In later steps the optimizer's state is there from the beginning."""
+    states = (v for optimizer in optimizers.all for state in optimizer.state.values() for v in state.values())
+    size = sum(v.nbytes for v in states if isinstance(v, Tensor))
+    return {phase: peak + (size if phase != "optimizer step" else 0) for phase, peak in peaks.items()}
+
+
+def _in_pieces(
+    whole: StepMemory, model: VisionLanguageModel, shard: int, whole_gradients: bool, bfloat16: bool
+) -> StepMemory:
+    """The same step where `shard` devices hold pieces and gather one block after the other.
+
+    Args:
+        whole: counted without gradients in the passes.
+    """
+    blocks = [sum(p.numel() for p in block.parameters()) for block in blocks_of(model)]
+    rest = sum(p.numel() for p in model.parameters()) - sum(blocks)  # gathered from beginning to end
+    value = 2 if bfloat16 else 4
+    gathered = value * (rest + 2 * max(blocks))  # the next block travels while this one computes
+    leaving = (4 + value) * max(blocks)  # its gradients, and their float32 copy that is summed
+    lasting = (whole.parameters, whole.gradients, whole.optimizer)
+    parameters, gradients, optimizer = ({part: -(-n // shard) for part, n in sizes.items()} for sizes in lasting)
+    held_gradients = sum((whole.gradients if whole_gradients else gradients).values())
+    # Copies that autocast makes are the gathered blocks here.
+    pieces = sum(parameters.values()) + sum(optimizer.values()) + gathered + held_gradients
+    instead = sum(whole.parameters.values()) + sum(whole.optimizer.values()) + whole.copies
+    passes = {phase: whole.peaks[phase] - instead + pieces for phase in ("forward pass", "backward pass")}
+    scratch = whole.peaks["optimizer step"] - sum(sum(sizes.values()) for sizes in lasting)
+    update = sum(sum(sizes.values()) for sizes in (parameters, gradients, optimizer)) + max(0, scratch)
+    peaks: dict[Phase, int] = {
+        "forward pass": passes["forward pass"],
+        "backward pass": passes["backward pass"] + leaving,
+        "optimizer step": update,
+    }
+    return replace(
+        whole,
+        parameters=parameters,
+        gradients=gradients,
+        optimizer=optimizer,
+        copies=0,
+        peaks=peaks,
+        gathered=gathered,
     )
 
 
@@ -219,8 +276,8 @@ class _Ledger(TorchDispatchMode):
     def follow(self, model: VisionLanguageModel) -> None:
         """Books what a part computes to that part, and smaller copies of the weights apart."""
         self._weights = {_key(p) for p in model.parameters()}
-        bridge = model.visual.get_submodule("merger" if hasattr(model.visual, "merger") else "adapter")
-        for module, part in ((model.visual, "vision"), (bridge, "merger")):
+        bridges = (m for name, m in model.visual.named_children() if name in ("merger", "adapter"))
+        for module, part in ((model.visual, "vision"), *((m, "merger") for m in bridges)):
             module.register_forward_pre_hook(partial(self._enter_part, part))
             module.register_forward_hook(self._leave_part)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from qvl.batch import IGNORE, Batch
-from qvl.layers.attention import PackedContext
+from qvl.layers.attention import AttnContext, PackedContext
 from qvl.models.vlm import VisionLanguageModel
 
 _CHUNK_BYTES = 128 << 20
@@ -27,11 +27,14 @@ _KEPT_BYTES = 256 << 20
 """Logits that wait for the backward pass; those beyond are computed twice, which makes the head a third dearer."""
 
 
-def token_losses(model: VisionLanguageModel, batch: Batch, vision_MD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def token_losses(
+    model: VisionLanguageModel, batch: Batch, vision_MD: Tensor | None = None, attn: AttnContext | None = None
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy of each supervised row: float32 [X], and the rows int64 [X] in order.
 
     Args:
         vision_MD: vision tokens to use; default: what the model sees.
+        attn: default: `PackedContext`.
 
     Raises:
         ValueError: the batch has no labels.
@@ -39,7 +42,7 @@ def token_losses(model: VisionLanguageModel, batch: Batch, vision_MD: Tensor | N
     if batch.labels_T is None:
         raise ValueError("this batch has no labels; prepare it with processor(..., labels=True)")
     rows_X = (batch.labels_T != IGNORE).nonzero().squeeze(1)
-    attn = PackedContext(batch)
+    attn = attn or PackedContext(batch)
     hidden_TD = model.hidden(batch, model.see(batch, attn) if vision_MD is None else vision_MD, attn)
     return head_losses(model.head, hidden_TD.index_select(0, rows_X), batch.labels_T[rows_X]), rows_X
 

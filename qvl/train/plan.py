@@ -23,11 +23,15 @@ from qvl.models.lora import add_lora
 from qvl.models.qwen2_vl.config import Qwen2VLConfig
 from qvl.models.registry import build_model
 from qvl.models.vlm import VisionLanguageModel, VLMConfig
-from qvl.train.config import Part, StageConfig, TrainConfig
+from qvl.runtime import fast_bfloat16
+from qvl.train.blocks import blocks_of, recompute_block
+from qvl.train.config import ParallelConfig, Part, StageConfig, TrainConfig
 from qvl.train.feed import Share
 from qvl.train.flops import FlopCount, StepFlops
 from qvl.train.ledger import PackShape, StepMemory, step_memory
+from qvl.train.loss import token_losses
 from qvl.train.mix import MARKS, Mix, Picture
+from qvl.train.narrow import narrow
 from qvl.train.objectives import OBJECTIVES
 from qvl.train.optim import freeze
 
@@ -55,6 +59,8 @@ class Device:
     """Operations per second of one device at its best, in the recipe's precision; 0 = unknown."""
     utilisation: float = 0.4
     """Share of these that training reaches."""
+    cpu: bool = True
+    """A processor; else it computes attention without writing scores out, and multiplies bfloat16 fast."""
 
     def __post_init__(self) -> None:
         if self.memory <= 0 or self.count < 1:
@@ -65,6 +71,10 @@ class Device:
     @property
     def usable(self) -> int:
         return int(USABLE * self.memory)
+
+    def takes(self, precision: str) -> bool:
+        """Whether matrix products are in bfloat16, in a recipe of that precision."""
+        return precision == "bfloat16" or (precision == "auto" and (not self.cpu or fast_bfloat16()))
 
 
 @final
@@ -128,22 +138,27 @@ class _Sums:
 
     def __init__(self, config: VLMConfig, recipe: TrainConfig, stage: StageConfig, mix: Mix, device: Device) -> None:
         self.config, self.recipe, self.stage, self.mix, self.device = config, recipe, stage, mix, device
-        self.share = Share.of(stage.accumulate, device.count, OBJECTIVES[stage.objective].divisible)
+        self.lanes = _lanes(recipe.parallel, device.count)
+        self.share = Share.of(stage.accumulate, self.lanes, OBJECTIVES[stage.objective].divisible)
         self.room = PackLimits(
             stage.tokens_per_pack, stage.patches_per_pack, samples=stage.samples_per_pack, part=self.share.part
         )
 
     def memory(self, pack: PackShape) -> StepMemory:
-        s = self.stage
+        """Of a step on each device."""
+        stage, parallel = self.stage, self.recipe.parallel
         return step_memory(
-            self._build,
+            self._build_part,
             pack,
-            _match_losses if s.objective == "match" else OBJECTIVES[s.objective].losses,
-            s.trains,
-            s.schedule,
-            frozen=s.frozen,
+            self._losses,
+            stage.trains,
+            stage.schedule,
+            frozen=stage.frozen,
             accumulate=self.share.packs,
-            bfloat16=self.recipe.precision == "bfloat16",
+            bfloat16=self.device.takes(self.recipe.precision),
+            shard=parallel.shard or self.lanes,
+            whole_gradients=parallel.reduce == "step",
+            summed=self.device.count > 1 and parallel.shard == 1 and parallel.tensor == 1,
         )
 
     def _build(self) -> VisionLanguageModel:
@@ -152,13 +167,30 @@ class _Sums:
             add_lora(model, self.recipe.lora, self.recipe.seed)
         return model
 
+    def _build_part(self) -> VisionLanguageModel:
+        """What one device computes."""
+        model, parallel = self._build(), self.recipe.parallel
+        if parallel.tensor > 1:
+            narrow(model, parallel.tensor)
+        if parallel.recompute != "none":
+            for block in blocks_of(model):
+                recompute_block(block, parallel.recompute)
+        return model
+
+    def _losses(self, model: VisionLanguageModel, batch: Batch) -> Tensor:
+        """As the stage's objective computes them, with the kernels of the device."""
+        if self.stage.objective == "match":
+            return _match_losses(model, batch)
+        seen_MD = model.embed(batch.tokens_T[batch.vision_rows_M]) if self.stage.objective == "told" else None
+        return token_losses(model, batch, seen_MD, PackedContext(batch, fused=not self.device.cpu))[0]
+
     def flops(self, pack: PackShape) -> StepFlops:
         """Of a step on all devices."""
         with torch.device("meta"):
             model = self._build()
         freeze(model, self.stage.trains, self.stage.frozen)
         found = FlopCount(model).of(pack.seq_lens, pack.segment_lens, pack.targets, pack.parents)
-        packs = self.share.packs * self.device.count
+        packs = self.share.packs * self.lanes
         return StepFlops(**{key: packs * n for key, n in vars(found).items()})
 
     def most_tokens(self, pictures: tuple[Picture | None, ...], count: int, memory: StepMemory, sure: bool) -> int:
@@ -209,6 +241,17 @@ class _Sums:
         return fits
 
 
+def _lanes(parallel: ParallelConfig, devices: int) -> int:
+    """Devices, or groups of them, that compute packs of their own. Raises `ValueError` if they cannot be divided so."""
+    lanes, rest = divmod(devices, parallel.tensor)
+    if rest or lanes % (parallel.shard or 1):
+        raise ValueError(
+            f"{devices} devices are not replicas x {parallel.shard} (parallel.shard) x {parallel.tensor} "
+            "(parallel.tensor); choose another number of devices, or --set parallel.shard=0 for all there are"
+        )
+    return lanes
+
+
 def _match_losses(model: VisionLanguageModel, batch: Batch) -> Tensor:
     """What `objectives.Match` computes, on half of the places (the other half is told); which words there are to choose
     from depends on values that a plan has not."""
@@ -238,15 +281,27 @@ def _problem(sums: _Sums, pictures: tuple[Picture | None, ...], memory: StepMemo
     if memory.peak <= usable:
         return ""
     need = f"a step needs {gib(memory.peak)}, {USABLE:.0%} of the device are {gib(usable)}"
+    again = " (or --set parallel.recompute=full)" if sums.recipe.parallel.recompute == "none" else ""
     if largest:
-        return f"{need}: set tokens_per_pack to {largest:,} or less"
+        return f"{need}: set tokens_per_pack to {largest:,} or less{again}"
     if pixels:
-        return f"{need}, even with one sample a pack: set max_pixels to {pixels:,} or less"
+        return f"{need}, even with one sample a pack: set max_pixels to {pixels:,} or less{again}"
+    if memory.lasting <= usable:
+        return f"{need}, whatever a pack holds: take a smaller model, fewer parts to train, or more memory{again}"
     return (
         f"parameters, gradients and optimizer alone take {gib(memory.lasting)}, {USABLE:.0%} of the device are "
-        f"{gib(usable)}: train fewer parts (trains, now {', '.join(stage.trains)}) or adapters (lora), take a smaller "
-        "model or a larger device"
+        f"{gib(usable)}: {_less(sums)}"
     )
+
+
+def _less(sums: _Sums) -> str:
+    """What makes the lasting part smaller."""
+    ways = []
+    if sums.lanes > 1 and sums.recipe.parallel.shard == 1:
+        ways.append("share them (--set parallel.shard=0)")
+    if sums.recipe.lora is None:
+        ways.append(f"train fewer parts (trains, now {', '.join(sums.stage.trains)}) or adapters (lora)")
+    return ", ".join([*ways, "take a smaller model or more memory"])
 
 
 def _no_room(sums: _Sums, picture: Picture | None) -> str:

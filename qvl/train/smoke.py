@@ -43,5 +43,11 @@ def _small(config: TrainConfig) -> str:
 
 def _short(stage: StageConfig) -> StageConfig:
     return replace(
-        stage, source="world", steps=STEPS, epochs=0.0, accumulate=1, optim=replace(stage.optim, warmup_steps=0)
+        stage,
+        source="world",
+        easy_vqa=0.0,
+        steps=STEPS,
+        epochs=0.0,
+        accumulate=1,
+        optim=replace(stage.optim, warmup_steps=0),
     )
