@@ -109,7 +109,7 @@ def test_a_killed_rank_then_resumed_on_one_two_and_four(tmp_path, whole) -> None
         on_ranks(count, saving_jobs.train, recipe(run))
         assert len(newest(run).point.lanes) == count
         assert [step for step, _ in curve(run)] == [*range(1, STEPS + 1)]
-        # Worst case measured: MEASURE. So every step had the same samples, whoever took them.
+        # Every step has the same samples, whoever takes them.
         for (_, loss), (_, reference) in zip(curve(run), whole[0], strict=True):
             assert loss == pytest.approx(reference, rel=1e-4)
         found = torch.load(run / "weights.pt")
