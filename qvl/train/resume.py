@@ -29,7 +29,7 @@ class Resumed:
     optimizers: Optimizers | None
     """Of the stage under way; None if one is about to begin."""
     random: Mapping[str, Tensor]
-    """States of this rank's random generators; empty if there were fewer ranks."""
+    """States of this lane's random generators; empty if there were fewer lanes."""
 
 
 def resume(
@@ -58,7 +58,7 @@ def resume(
                 raise saved
             _check_same_recipe(saved, stages)
             optimizers = optimizers_of(saved.point.stage) if saved.point.under_way else None
-            random = random_states(ranks.place.rank, ranks.device)
+            random = random_states(ranks.lane, ranks.device)
             known = load_into(saved, model, optimizers.all if optimizers else (), random, group)
             return Resumed(saved.point, optimizers, {key: random[key] for key in known})
         except Damaged as error:

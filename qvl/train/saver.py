@@ -89,7 +89,8 @@ class Saver:
         self._join()
         tensors = _own_part(named_tensors(model, optimizers), self._ranks)
         frozen = {key: tensors.pop(key) for key in self._constant & tensors.keys()}
-        tensors |= random_states(self._ranks.place.rank, self._ranks.device)
+        if self._ranks.leads:  # ranks of one lane draw the same numbers
+            tensors |= random_states(self._ranks.lane, self._ranks.device)
         self._problem, wanted = self._ranks.from_first(self._make_room() if self._ranks.first else ("", False))
         if self._problem:
             return

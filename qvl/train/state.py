@@ -1,6 +1,6 @@
 """What the state of a run holds, by name, so that any number of ranks can take it up again.
 
-Knows: `model/NAME`, `optimizer/NAME/KEY` (by the parameter's name), `random/RANK/DEVICE`.
+Knows: `model/NAME`, `optimizer/NAME/KEY` (by the parameter's name), `random/LANE/DEVICE`.
 Does not know: files (`saved`), when it is saved (`saver`).
 
 A tensor of which ranks hold parts (`DTensor`) is saved in parts and read in whatever parts the reader holds.
@@ -33,11 +33,11 @@ def named_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer] 
     return found
 
 
-def random_states(rank: int, device: torch.device) -> dict[str, Tensor]:
-    """States of torch's random generators on this rank (the data has its own, by sample index), as copies."""
-    found = {f"random/{rank}/cpu": torch.get_rng_state()}
+def random_states(lane: int, device: torch.device) -> dict[str, Tensor]:
+    """States of torch's random generators in this lane (the data has its own, by sample index), as copies."""
+    found = {f"random/{lane}/cpu": torch.get_rng_state()}
     if device.type == "cuda":
-        found[f"random/{rank}/cuda"] = torch.cuda.get_rng_state(device)
+        found[f"random/{lane}/cuda"] = torch.cuda.get_rng_state(device)
     return found
 
 
@@ -60,7 +60,7 @@ def load_into(
     """Fills model, optimizers and `random` (as `random_states` gives it) from a state. All ranks of `group` call it.
 
     Returns:
-        What of `random` the state has: nothing for a rank that was not there when it was saved.
+        What of `random` the state has: nothing for a lane that was not there when it was saved.
 
     Raises:
         Damaged: a file cannot be read.

@@ -28,7 +28,7 @@ from qvl.train.interrupt import Stopped, stop_on_signals
 from qvl.train.log import Memory, RunLog, forget_after
 from qvl.train.objectives import OBJECTIVES, Objective
 from qvl.train.optim import Optimizers, untouched
-from qvl.train.parallel import Parallel, pack_cost
+from qvl.train.parallel import Parallel
 from qvl.train.ranks import Ranks
 from qvl.train.resume import Resumed, resume
 from qvl.train.saved import Point
@@ -55,11 +55,13 @@ class _StageRun:
     feed: Feed
     optimizers: Optimizers
     clock: StageClock
-    cost: Callable[[Pack], float]
-    """FLOPs of a pack, vision and text, by which packs are dealt to ranks."""
     flops: FlopCount
     bad_steps: int = 0
     """Steps skipped in a row."""
+
+    def cost(self, pack: Pack) -> float:
+        """FLOPs of a pack, vision and text, by which packs are dealt to ranks."""
+        return float(self.flops.of_batch(pack.batch, pack.batch.target_count, self.objective.reads).total)
 
 
 @final
@@ -195,8 +197,8 @@ class Trainer:
         optimizers = optimizers or self._optimizers(index)
         share = Share.of(stage.accumulate, ranks.lanes, objective.divisible)
         feed = Feed(source, self.processor, stage, lanes[ranks.lane], ranks.lanes, share)
-        names, cost = objective.task_names(source.tasks), pack_cost(self.model)
-        return _StageRun(stage, objective, names, feed, optimizers, clock, cost, FlopCount(self.model))
+        names = objective.task_names(source.tasks)
+        return _StageRun(stage, objective, names, feed, optimizers, clock, FlopCount(self.model))
 
     def _step(self, run: _StageRun, run_log: RunLog) -> Tally:
         """One optimizer step over all packs of all ranks. A step whose loss is not a number is skipped and counted."""
