@@ -27,8 +27,9 @@ from qvl.packages import packaged
 from qvl.runtime import give_memory_back, seed_everything, set_threads
 from qvl.train.build import outline, sample_source
 from qvl.train.config import PartsConfig, TrainConfig
+from qvl.train.costs import Device
 from qvl.train.mix import mix_of
-from qvl.train.plan import Device, StagePlan, plan_stage
+from qvl.train.plan import StagePlan, plan_stage
 from qvl.train.smoke import smoke
 from qvl.train.trainer import Trainer
 

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from qvl.media.resize import PixelBudget
     from qvl.models.vlm import VLMConfig
     from qvl.train.config import StageConfig, TrainConfig
+    from qvl.train.costs import Device
     from qvl.train.mix import Mix, Picture
-    from qvl.train.plan import Device, StagePlan
+    from qvl.train.plan import StagePlan
 
 _TURNS, _WORDS, _LEARNED = 1, 128, 48
 """Of a sample, where no recipe says what is trained on."""
@@ -64,17 +65,18 @@ def plan(
         set: any value of the recipe, e.g. --set parallel.recompute=full; can be repeated.
     """
     from qvl.runtime import memory_bytes
-    from qvl.train.plan import Device, plan_stage
+    from qvl.train.costs import Device
+    from qvl.train.plan import plan_stage
 
     found = _recipe(model, recipe, precision, set)
-    sizes, processor, budget = _model(found, max_pixels)
+    sizes, processor, budget = _model(found, max_pixels, whole=recipe is not None)
     size = int(memory * 2**30) or memory_bytes()
     device = Device(size, devices, tflops * 1e12, utilisation, cpu=cpu or not memory)
     rows: list[tuple[StagePlan, Mix]] = []
+    if tokens_per_pack is not None:
+        found = replace(found, stages=tuple(replace(s, tokens_per_pack=tokens_per_pack) for s in found.stages))
     for stage in found.stages:
-        if tokens_per_pack is not None:
-            stage = replace(stage, tokens_per_pack=tokens_per_pack)
-        mix = _mix(found, stage, processor if recipe else None, pictures, words)
+        mix = _mix(found, stage, processor, pictures, words)
         rows.append((plan_stage(sizes, found, stage, mix, budget, device), mix))
     plans = [plan for plan, _ in rows]
     if json:
@@ -95,7 +97,7 @@ def _recipe(model: str | None, file: Path | None, precision: str | None, setting
     if model is None:
         raise ValueError("a plan needs a model or a recipe: `qvl plan 2b`, `qvl plan --recipe recipes/tiny.yaml`")
     stage = {"name": "everything", "trains": ["vision", "merger", "text"], "share": 1, "patches_per_pack": 1 << 20}
-    plain = {"run": "runs/plan", "stages": [stage], "vocabulary": "official"}
+    plain = {"run": "runs/plan", "stages": [stage]}
     plain |= {key: value for key, value in changes.items() if value is not None}
     for setting in settings:
         apply_setting(plain, setting)
@@ -110,33 +112,35 @@ def _known_as(model: str | None) -> str | None:
     return full if full in presets() else model
 
 
-def _model(recipe: TrainConfig, max_pixels: int | None) -> tuple[VLMConfig, Processor | None, PixelBudget]:
+def _model(
+    recipe: TrainConfig, max_pixels: int | None, *, whole: bool
+) -> tuple[VLMConfig, Processor | None, PixelBudget]:
     """Sizes, the processor that training would use, and the bound on pictures.
 
     Pretrained parts need not be there: a preset has the sizes of those that its recipe names. There is no processor
-    then.
+    then, and none where there is nothing to look at: without a whole recipe, or in one for files that names none.
     """
     from qvl.cli.find import find_model
     from qvl.cli.start import for_training, processor_of
     from qvl.media.resize import PixelBudget
-    from qvl.models.registry import preset, presets
+    from qvl.models.registry import presets
     from qvl.train.build import for_pictures, outline
 
     processor: Processor | None = None
-    if recipe.model not in presets():
-        found, preprocessing = find_model(recipe.model)
-        sizes, budget = for_pictures(recipe, found), preprocessing.budget
-        if recipe.data.files:
-            processor = processor_of(recipe)
-    else:
+    found, preprocessing = find_model(recipe.model)
+    sizes, budget = for_pictures(recipe, found), preprocessing.budget
+    if whole and recipe.model in presets():
         try:
             made = outline(recipe)
             sizes, processor = made.sizes, for_training(made.processor, recipe)
             budget = processor.config.pixels
         except FileNotFoundError:
-            sizes = for_pictures(recipe, preset(recipe.model))
             areas = [height * width for stage in recipe.stages for height, width in stage.world.sizes]
             budget = PixelBudget(min(areas), max(areas))
+    elif whole and recipe.data.files:
+        processor = processor_of(recipe)
+    if recipe.needs_data and not recipe.data.files:
+        processor, budget = None, preprocessing.budget
     if most := max_pixels or recipe.data.max_pixels:
         budget = PixelBudget(min(budget.min_pixels, most), most)
     return sizes, processor, budget
@@ -149,7 +153,12 @@ def _mix(
     from qvl.train.mix import Mix, mix_of
 
     if processor is not None:
-        mix = mix_of(sample_source(recipe, stage), processor, stage)
+        try:
+            source = sample_source(recipe, stage)
+        except FileNotFoundError:  # easy-VQA was not fetched; the world's samples are of about the same size
+            alone = tuple(replace(s, easy_vqa=0.0) for s in recipe.stages)
+            source = sample_source(replace(recipe, stages=alone), alone[recipe.stages.index(stage)])
+        mix = mix_of(source, processor, stage)
     else:
         mix = Mix(((768, 1024),), _TURNS, _WORDS, _LEARNED, branches=False)
     if pictures is not None:
@@ -207,7 +216,8 @@ def _print(
 ) -> None:
     from rich.console import Console
 
-    from qvl.train.plan import USABLE, gib
+    from qvl.train.costs import USABLE
+    from qvl.train.plan import gib
 
     console = Console()
     seen: dict[tuple[int, int], Picture] = {}

@@ -19,7 +19,7 @@ from qvl.models.qwen2_vl.config import Qwen2VLConfig
 from qvl.models.qwen_vl.config import QwenVLConfig
 from qvl.models.vlm import VLMConfig
 from qvl.train.config import StageConfig
-from qvl.train.ledger import PackShape
+from qvl.train.step_memory import PackShape
 
 MARKS = 2
 """Tokens around a picture."""
