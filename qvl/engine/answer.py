@@ -49,24 +49,23 @@ class Answer:
     def __init__(
         self,
         request: Request,
+        prompt: Sequence,
         processor: Processor,
         grammars: Grammars,
         *,
-        max_positions: int,
         page_tokens: int,
         salt: Callable[[int], bytes],
     ) -> None:
-        """`salt`: prompt length -> what keys and values depend on besides the tokens.
+        """
+        Args:
+            prompt: of the request (`open_prompt`).
+            salt: prompt length -> what keys and values depend on besides the tokens.
 
         Raises:
-            ValueError, FileNotFoundError: what the processor refuses; no room for the reply; an impossible schema.
+            ValueError: an impossible schema.
         """
-        messages = parse_messages(request.messages)
         self.sampling = request.sampling
         chat = processor.chat(request.chat_format)
-        room = partial(_check_room, max_new_tokens=self.sampling.max_new_tokens, max_positions=max_positions)
-        # Refused before pixels are decoded: sizes stand in the headers, and pixels may be many times the file.
-        prompt = processor.sequence(messages, generation_prompt=True, chat_format=request.chat_format, admit=room)
         tokens = len(prompt.tokens_T)
         schema = self.sampling.json_schema
         grammar = None if schema is None else grammars.json(schema, chat.stop_ids)
@@ -94,7 +93,7 @@ class Answer:
         self._stop_ids = chat.stop_ids
         self._vision_tokens = len(prompt.vision_rows_M)
         self._resized_to = tuple(v.resized_hw for v in prompt.visuals)
-        self._scene = _scene(messages, prompt, processor)
+        self._scene = _scene(parse_messages(request.messages), prompt, processor)
         self._logprobs: list[float] = []
         self._told: list[TokenLogprob] = []
         self._streamed = 0
@@ -137,7 +136,7 @@ class Answer:
         self.vectors[digest] = vectors_MD
         self.track.seen.add(digest)
         sight = self.sights.pop(digest, None)
-        self.held_bytes -= 0 if sight is None else sight.patches_PC.nbytes
+        self.held_bytes = max(0, self.held_bytes - (0 if sight is None else sight.patches_PC.nbytes))
 
     def fail(self, error: Exception) -> None:
         """Ends the reply because something went wrong."""
@@ -171,6 +170,18 @@ class Answer:
     def cache_hits(self) -> int:
         """Pictures and clips that were answered about without being seen again."""
         return len(self._resized_to) - len(self.saw) if self.started else 0
+
+
+def open_prompt(request: Request, processor: Processor, max_positions: int) -> Sequence:
+    """The request's prompt, its pictures cut up.
+
+    Raises:
+        ValueError, FileNotFoundError: what the processor refuses; no room for the reply. That is told before pixels are
+            decoded: sizes stand in the headers, and pixels may be many times the file.
+    """
+    room = partial(_check_room, max_new_tokens=request.sampling.max_new_tokens, max_positions=max_positions)
+    messages = parse_messages(request.messages)
+    return processor.sequence(messages, generation_prompt=True, chat_format=request.chat_format, admit=room)
 
 
 def _scene(messages: tuple[Message, ...], prompt: Sequence, processor: Processor) -> Scene:

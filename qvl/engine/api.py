@@ -210,6 +210,13 @@ class LiveEngine(Protocol):
         """
         ...
 
+    def submit_all(self, requests: Sequence[Request]) -> Sequence[Ticket]:
+        """Requests that ask the same messages (the very same object): all or none, their pictures opened once.
+
+        Raises: as `submit`.
+        """
+        ...
+
     def stats(self) -> EngineStats: ...
 
     def close(self, *, drain_s: float) -> None:

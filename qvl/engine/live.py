@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from queue import SimpleQueue
@@ -87,26 +87,30 @@ class Live:
             ValueError, FileNotFoundError: it can never be answered; the message names the number to change.
             QueueFull: too many wait, or the engine is closed.
         """
+        return self.submit_all([request])[0]
+
+    def submit_all(self, requests: Sequence[Request]) -> list[LiveTicket]:
+        """Requests that ask the same messages: all or none, their pictures opened once. Raises as `submit`."""
         with self._changed:
-            self._check_open()
-            self._preparing += 1
+            self._check_open(len(requests))
+            self._preparing += len(requests)
         try:
             with self._may_prepare:
-                answer = self._session.prepare(request)
+                answers = self._session.prepare_all(requests)
         except BaseException:
             with self._changed:
-                self._preparing -= 1
+                self._preparing -= len(requests)
             raise
-        ticket = LiveTicket(answer, self._call_off)
+        tickets = [LiveTicket(answer, self._call_off) for answer in answers]
         with self._changed:
-            self._preparing -= 1
+            self._preparing -= len(requests)
             if self._closed:
                 raise QueueFull(self._closed)
-            self._check_held(answer)
-            self._open.add(ticket)
-            self._inbox.append(ticket)
+            self._check_held(answers[0])
+            self._open.update(tickets)
+            self._inbox.extend(tickets)
             self._changed.notify_all()
-        return ticket
+        return tickets
 
     def stats(self) -> EngineStats:
         with self._changed:
@@ -122,11 +126,11 @@ class Live:
             self._changed.notify_all()
         self._thread.join()
 
-    def _check_open(self) -> None:
+    def _check_open(self, count: int) -> None:
         if self._closed:
             raise QueueFull(self._closed)
         most = self._limits.max_rows + self._limits.max_waiting
-        if len(self._open) + self._preparing >= most:
+        if len(self._open) + self._preparing + count > most:
             raise QueueFull(
                 f"{most} requests are being answered or wait (max_rows={self._limits.max_rows}, "
                 f"max_waiting={self._limits.max_waiting}); try again later"

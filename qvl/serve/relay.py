@@ -37,15 +37,7 @@ class Relay:
         Raises:
             ValueError, QueueFull: what the engine refuses.
         """
-        tickets: list[Ticket] = []
-        try:
-            for request in requests:
-                tickets.append(engine.submit(request))  # noqa: PERF401  (those before a refusal are cancelled)
-        except BaseException:
-            for ticket in tickets:
-                ticket.cancel()
-            raise
-        return cls(tickets)
+        return cls(engine.submit_all(requests))
 
     def cancel(self, why: Why) -> None:
         self.why = self.why or why

@@ -84,8 +84,10 @@ class _PatientProtocol(H11Protocol):
     write_s: float
     _head_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
-    _full_since: float | None = None
-    """Since when the client takes less than is written; None = it takes everything."""
+    _full = False
+    """The client takes less than is written: nothing more is until it does."""
+    _unsent = 0
+    """Bytes that waited at the last look."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -94,18 +96,21 @@ class _PatientProtocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._full_since = self.loop.time()
+        self._full = True
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._full_since = None
+        self._full = False
 
     def _look_at_writing(self) -> None:
-        full_s = 0.0 if self._full_since is None else self.loop.time() - self._full_since
-        if full_s >= self.write_s or (self._write_timer is not None and self.transport.is_closing()):
+        """While a connection is full or closing nothing is added, so bytes that do not become fewer are not taken."""
+        stuck = self._full or self.transport.is_closing()
+        unsent = self.transport.get_write_buffer_size() if stuck else 0
+        if unsent and unsent == self._unsent:
             self.transport.abort()
-        else:
-            self._write_timer = self.loop.call_later(self.write_s, self._look_at_writing)
+            return
+        self._unsent = unsent
+        self._write_timer = self.loop.call_later(self.write_s, self._look_at_writing)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from qvl.engine.api import Box, Delta, EngineStats, QueueFull, Reply, Request, TokenLogprob, Usage
@@ -50,6 +50,11 @@ class CannedLive:
             self.asked.append(request)
             self.open_tickets += 1
         return CannedTicket(self, request)
+
+    def submit_all(self, requests: Sequence[Request]) -> list[CannedTicket]:
+        if self.open_tickets + len(requests) > self.max_waiting:
+            raise QueueFull(f"{self.open_tickets} requests wait")
+        return [self.submit(request) for request in requests]
 
     def stats(self) -> EngineStats:
         return EngineStats(self.open_tickets, 0, 0, 0, len(self.asked), 0, 0, 0, 0, 0, 0, self.cancelled)

@@ -138,6 +138,18 @@ def test_stops_end_the_reply_wherever_tokens_end(create):
             assert (said, reason) == (whole[: whole.index(stop)], "stop")
 
 
+def test_choices_of_one_request_open_its_pictures_once(served, create, monkeypatch):
+    from qvl.media import load
+
+    decoded: list[object] = []
+    view = load.view_image
+    monkeypatch.setattr(load, "view_image", lambda *a, **k: (decoded.append(a), view(*a, **k))[1])
+    reply = create(turn(picture(png_of(60, 60, seed=91)), "red"), n=4, temperature=1.0, seed=1, max_tokens=5)
+    assert len(reply.choices) == 4
+    assert len(decoded) == 1
+    assert served[0].stats().pages_used == 0
+
+
 def test_choices_of_one_request_are_those_of_their_seeds(create):
     wanted = [
         create(turn("of the"), temperature=1.0, seed=seed, max_tokens=10).choices[0].message.content

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_nothing_is_lost_leaked_or_changed_under_many_clients():
-    limits = Limits(max_rows=6, max_batch_tokens=256, cache_tokens=1600, page_tokens=8, vision_cache_mib=1)
+    limits = Limits(max_rows=8, max_batch_tokens=256, cache_tokens=560, page_tokens=8, vision_cache_mib=1)
     engine = small_vlm("qwen2-vl").live("tiny", limits)
     known = pool(random.Random(0), 16)
     with serving(engine, ServeConfig(port=0)) as live:
