@@ -24,7 +24,8 @@ from qvl.models.registry import build_model, presets
 from qvl.models.vlm import VLMConfig
 from qvl.train.build import Built, build, for_pictures, outline
 from qvl.train.config import PartsConfig, TrainConfig
-from qvl.train.state import load_state
+from qvl.train.saved import read_model
+from qvl.train.state import fill_model
 
 _START = "start"
 """In the run's folder: the settings (no weights) of the model that it started from."""
@@ -81,28 +82,23 @@ def restore(path: Path) -> tuple[TrainConfig, Built, str]:
     """The recipe of a run, its model as last saved (with adapters, if it has them), and where that was.
 
     Args:
-        path: the run's folder, or its `checkpoint` folder. The model that the run started from is not needed.
+        path: the run's folder, its `checkpoint` folder, or one of the numbered ones in that. The model that
+            the run started from is not needed.
 
     Raises:
         FileNotFoundError: not a run, or nothing was saved yet.
         ValueError: a damaged state.
     """
-    run = path if (path / "config.yaml").is_file() else path.parent
-    if not (run / "config.yaml").is_file():
+    run = next((folder for folder in (path, *path.parents[:2]) if (folder / "config.yaml").is_file()), None)
+    if run is None:
         raise FileNotFoundError(f"{path} is no run of qvl train: there is no config.yaml in it or beside it")
     config = read_recipe(run / "config.yaml")
-    saved = load_state(run / "checkpoint")
-    if saved is None:
-        raise FileNotFoundError(f"{run} has saved nothing yet; its first state comes after save_every_minutes")
+    point, tensors = read_model(run / "checkpoint" if path == run else path)
     built = _started_from(run / _START) if (run / _START).is_dir() else build(config, run / "tokenizer")
     if config.lora is not None:
         add_lora(built.model, config.lora, config.seed)
-    built.model.load_state_dict(saved["model"], assign=True)
-    if built.model.config.tie_embeddings:
-        built.model.head.weight = built.model.embed.weight
-    names = [*(stage.name for stage in config.stages), ""]
-    where = f"{names[saved['stage']]}, step {saved['step']}" if names[saved["stage"]] else "the end"
-    return config, Built(built.model.eval(), built.processor.with_options(resize="exact")), where
+    fill_model(built.model, tensors)
+    return config, Built(built.model.eval(), built.processor.with_options(resize="exact")), str(point)
 
 
 def _started_from(folder: Path) -> Built:

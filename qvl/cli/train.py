@@ -26,6 +26,7 @@ def train(
     seed: int | None = None,
     threads: int | None = None,
     ranks: int = 1,
+    profile: int | None = None,
     smoke: bool = False,
     set: list[str] = [],  # noqa: B006  the option is called --set; the list is only read
 ) -> None:
@@ -50,6 +51,7 @@ def train(
         ranks: processes that train together (torchrun works too); a step has as many tokens with any number of them.
             Each holds the whole model unless the recipe's `parallel` says otherwise: --set parallel.shard=0 (FSDP2),
             --set parallel.tensor=2, --set parallel.recompute=full; see docs/parallel.md.
+        profile: record so many steps, after the first two, into RUN/profile (open it in Perfetto).
         smoke: try the recipe in seconds: its family's small model on the embedded world, two steps per stage, nothing
             kept.
         set: any value of the recipe, e.g. --set stages.chat.optim.lr=1e-4; can be repeated.
@@ -57,6 +59,7 @@ def train(
     from qvl.cli.recipe import read_recipe
 
     changes = {"model": model, "minutes": minutes, "run": run, "seed": seed, "threads": threads}
+    changes |= {"profile_steps": profile}
     recipe = read_recipe(config, changes, [*_data_settings(data, image_root, boxes, strict), *set])
     if dry_run:
         from qvl.cli.training import look_only

@@ -42,7 +42,19 @@ from qvl.train.ranks import Ranks
 from qvl.train.trainer import Trainer
 
 FIRST_LOOK = "first_look.html"
-_MAY_CHANGE = ("run", "threads", "log_every", "save_every_minutes", "eval_samples", "final_eval_samples", "parallel")
+_MAY_CHANGE = (
+    "run",
+    "threads",
+    "log_every",
+    "save_every_minutes",
+    "peak_tflops",
+    "profile_steps",
+    "keep",
+    "save_in_background",
+    "eval_samples",
+    "final_eval_samples",
+    "parallel",
+)
 """What a run that goes on may set anew."""
 
 

@@ -193,7 +193,16 @@ class TrainConfig:
     threads: int = 0
     """CPU threads; 0 = all cores."""
     log_every: int = 10
+    peak_tflops: float = 0.0
+    """10^12 FLOP/s that one rank's device could do at `precision`, for the utilisation in the log; 0 = measured at the
+    start by a matrix product."""
+    profile_steps: int = 0
+    """Record so many steps, after the first two, into the run's `profile/`."""
     save_every_minutes: float = 1.0
+    keep: int = 2
+    """Saved states that stay, the newest ones."""
+    save_in_background: bool = True
+    """Train on while a state is written; takes memory for a copy of weights and optimizer states. false = wait."""
     eval_samples: int = 100
     """Held-out questions per task after each stage."""
     final_eval_samples: int = 200

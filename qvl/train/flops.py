@@ -20,6 +20,7 @@ from typing import Literal, final
 import torch
 from torch import nn
 
+from qvl.batch import Batch
 from qvl.models.lora import Adapter, LoraLinear
 from qvl.models.qwen2_vl.config import Qwen2VLConfig
 from qvl.models.qwen_vl.config import QwenVLConfig
@@ -28,7 +29,7 @@ from qvl.models.vlm import VisionLanguageModel, VLMConfig
 from qvl.train.config import Part
 from qvl.train.optim import freeze
 
-_PEAK_SECONDS = 0.3
+_PEAK_SECONDS = 0.1
 """How long the machine's peak is looked for."""
 Unit = Literal["token", "pair", "labelled", "patch", "patch_pair", "merged", "query", "query_pair"]
 
@@ -84,6 +85,12 @@ class FlopCount:
         for (part, unit), flops in self._per_unit.items():
             sums[part] += flops * units[unit]
         return StepFlops(**sums)
+
+    def of_batch(self, batch: Batch, labelled: int, reads: bool = True) -> StepFlops:
+        """One pass over `batch`. `reads`: the language model reads it; else it is seen only."""
+        if not reads:
+            return self.of((), batch.segment_lens, 0)
+        return self.of(batch.seq_lens, batch.segment_lens, labelled, batch.parents)
 
 
 def step_flops(

@@ -32,6 +32,8 @@ _LENGTH_WEIGHT = 0.1
 class Objective(ABC):
     divisible = True
     """Items do not need each other: a pack may be cut in two without changing the sum of losses."""
+    reads = True
+    """The language model reads the pack."""
 
     @abstractmethod
     def count(self, batch: Batch) -> int:
@@ -113,6 +115,7 @@ class Match(Objective):
     """
 
     divisible = False
+    reads = False
 
     def count(self, batch: Batch) -> int:
         return len(batch.vision_rows_M) // 2

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from qvl.layers.linear import FusedLinear
 from qvl.models.lora import has_lora, is_adapter
 from qvl.runtime import fast_bfloat16
-from qvl.train.config import OptimConfig, Part
+from qvl.train.config import OptimConfig, Part, StageConfig
 from qvl.train.shards import Orders, is_sharded, local, norm, own_piece, show_in_order, whole
 
 _TABLES = ("embed.", "head.", "visual.position_embed", "visual.adapter.query")
@@ -70,6 +70,12 @@ def freeze(model: nn.Module, trains: Iterable[Part], frozen: Iterable[str] = ())
         )
         raise ValueError(f"nothing learns: trains={', '.join(trains)}{beside}, frozen={', '.join(frozen) or 'nothing'}")
     return trained
+
+
+def untouched(model: nn.Module, stages: Iterable[StageConfig]) -> frozenset[str]:
+    """Names of the parameters that none of these stages trains. Raises as `freeze` does, for any of the stages."""
+    trained = {name for stage in stages for name, _ in freeze(model, stage.trains, stage.frozen)}
+    return frozenset(name for name, _ in model.named_parameters() if name not in trained)
 
 
 @final

@@ -33,7 +33,6 @@ from qvl.models.vlm import VisionLanguageModel
 from qvl.train.blocks import blocks_of, compile_blocks, recompute_block, vision_blocks
 from qvl.train.config import ParallelConfig
 from qvl.train.deal import deal, idle
-from qvl.train.flops import FlopCount
 from qvl.train.objectives import Objective
 from qvl.train.ranks import Ranks
 from qvl.train.shards import deal_rows, is_split, local, orders_of, whole
@@ -169,17 +168,6 @@ class Parallel:
         setattr(self.model, name, self._losses)
         register_fsdp_forward_method(self.model, name)
         self._losses = getattr(self.model, name)
-
-
-def pack_cost(model: VisionLanguageModel) -> Callable[[Pack], float]:
-    """Counts the FLOPs of a pack, vision and text, forward and backward, with what `model` learns now."""
-    count = FlopCount(model)
-
-    def cost(pack: Pack) -> float:
-        b = pack.batch
-        return float(count.of(b.seq_lens, b.segment_lens, b.target_count, b.parents).total)
-
-    return cost
 
 
 def _losses(model: VisionLanguageModel, objective: Objective, batch: Batch) -> Tensor:

@@ -134,6 +134,14 @@ class Ranks:
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
+    def side_group(self) -> dist.ProcessGroup | None:
+        """A second acquaintance of all ranks, on the CPU, for talk beside the training; None if this rank is alone."""
+        if self.place.size == 1:
+            return None
+        group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        assert isinstance(group, dist.ProcessGroup)
+        return group
+
     def sum(self, values_X: Tensor) -> Tensor:
         """Sum of a small vector over ranks, the same bits on each."""
         if self.place.size == 1:

@@ -134,15 +134,6 @@ def whole(tensor: Tensor, order_X: Tensor | None = None) -> Tensor:
     return full if order_X is None else full[order_X.argsort()]
 
 
-def gathered(state: Any) -> Any:
-    """A state dict with every sharded tensor whole, in the memory of the processor. Every rank calls it."""
-    if isinstance(state, DTensor):
-        return whole(state).cpu()
-    if isinstance(state, dict):
-        return {key: gathered(value) for key, value in state.items()}
-    return [gathered(value) for value in state] if isinstance(state, list) else state
-
-
 def own_piece(full: Tensor, held: Tensor) -> Tensor:
     """The piece of `full` (its rows as `held` has them) that this rank holds of `held`."""
     if not isinstance(held, DTensor):

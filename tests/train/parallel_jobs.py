@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -33,10 +34,11 @@ from qvl.text.family import QWEN_VL
 from qvl.text.messages import Image, Message, Text, Video
 from qvl.text.tokenizer import Tokenizer
 from qvl.train.config import OptimConfig, ParallelConfig, Part, TrainConfig
+from qvl.train.flops import FlopCount
 from qvl.train.interrupt import Stopped
 from qvl.train.objectives import OBJECTIVES
 from qvl.train.optim import Optimizers
-from qvl.train.parallel import Parallel, pack_cost
+from qvl.train.parallel import Parallel
 from qvl.train.ranks import Ranks
 from qvl.train.shards import whole
 from qvl.train.trainer import Trainer
@@ -123,11 +125,11 @@ def train(case: Case, ranks: Ranks | None = None) -> dict[str, Any]:
     told: dict[str, Any] = {"loss": [], "norm": [], "idle": 0}
     optim = OptimConfig(name=case.optim, lr=1e-3, muon_lr=3e-3, warmup=0.2)  # pyrefly: ignore
     for stage, trains in enumerate(case.trains):
-        optimizers, cost = Optimizers(model, trains, optim, (), parallel.orders()), pack_cost(model)
+        optimizers, flops = Optimizers(model, trains, optim, (), parallel.orders()), FlopCount(model)
         per_stage = case.steps // len(case.trains)
         for step in range(stage * per_stage, (stage + 1) * per_stage):
             made = step_packs(processor, step, case.packs)[ranks.lane :: ranks.lanes]
-            loss, items = _backward(parallel, parallel.deal(made, cost))
+            loss, items = _backward(parallel, parallel.deal(made, partial(_cost, flops)))
             total = ranks.sum(torch.tensor([loss, items] if ranks.leads else [0.0, 0.0], dtype=torch.float64))
             parallel.sum_gradients(optimizers.params, 1 / float(total[1]))
             if step == 0:
@@ -138,6 +140,10 @@ def train(case: Case, ranks: Ranks | None = None) -> dict[str, Any]:
     told["weights"] = {n: p.detach().clone() for n, p in parallel.whole_model().named_parameters()}
     told["dtypes"] = {str(p.dtype) for p in model.parameters()}
     return told
+
+
+def _cost(flops: FlopCount, pack: Pack) -> float:
+    return float(flops.of_batch(pack.batch, pack.batch.target_count).total)
 
 
 def _backward(parallel: Parallel, held: list[Pack]) -> tuple[float, int]:
