@@ -77,6 +77,10 @@ class PagedStore:
         assert not batch.parents, "branches have no pages of their own"
         return PagedContext(self, batch, rows)
 
+    def layer(self, layer: int) -> Tensor:
+        """All pages of a layer, `[2K, pages, page * H]`."""
+        return self._layers[layer]
+
     def width(self, tokens: int) -> int:
         """Tokens that there is room for in the pages of so many."""
         return -(-tokens // self.page_tokens) * self.page_tokens
