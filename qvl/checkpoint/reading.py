@@ -25,7 +25,7 @@ def read_at(file: Path, offset: int, into: Tensor) -> None:
     Raises:
         ValueError: the file ends before.
     """
-    memory = memoryview(into.detach().view(-1).view(torch.uint8).numpy())
+    memory = memoryview(into.detach().view(-1).view(torch.uint8).numpy())  # pyrefly: ignore  # arrays are buffers
     handle = os.open(file, os.O_RDONLY)
     try:
 

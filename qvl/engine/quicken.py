@@ -69,7 +69,7 @@ def quicken(model: VisionLanguageModel, quantize: Quantize | None = None) -> Non
     if weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or not ops.available():
         return
     for name, module in list(model.named_modules()):
-        if type(module) in (nn.Linear, FusedLinear):
+        if type(module) is nn.Linear or type(module) is FusedLinear:
             _put(model, name, NativeLinear(module, wide=name == "head"))
     for name, module in list(model.named_modules()):
         if type(module) is DecoderLayer:
