@@ -43,7 +43,7 @@ def loaded(folder: Path, how: str) -> VLM:
 @torch.no_grad()
 def logits(vlm: VLM, world: WorldConfig, count: int) -> Tensor:
     """[answer tokens, V] in float32."""
-    samples = [sample for kind in world_samples(World(world), "dev", count).values() for sample in kind]
+    samples = world_samples(World(world), "dev", count)
     parts = []
     for sample in samples:
         batch = vlm.processor([sample.messages])

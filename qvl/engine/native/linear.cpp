@@ -15,7 +15,7 @@
 namespace {
 
 constexpr int kRows = 6;            // of x in a tile
-constexpr int kFewRows = 4;         // of x that integers are unpacked for in registers
+constexpr int kFewRows = 8;         // of x that integers are unpacked for in registers
 constexpr int kStreamRows = 24;     // of x up to which weights come from memory faster than they are used
 constexpr int64_t kNear = 1 << 20;  // bytes of bfloat16 weights that all rows of x meet before the next ones do
 
@@ -148,23 +148,26 @@ void tile(const bf16* x, int64_t x_stride, const bf16* const (&w)[4], int64_t k,
   finish<MR>(acc, to, m, n, count);
 }
 
+// Up to four rows of x against four of w, up to eight against two: what fits into the registers.
 template <int MR, typename Int>
 void tile_packed(const bf16* x, int64_t x_stride, const uint8_t* const (&w)[4], const bf16* const (&scales)[4],
-                 const Int& integer, int64_t k, int64_t ahead, const Output& to, int64_t m, int64_t n, int count) {
-  __m512 acc[MR][4];
-  for (int i = 0; i < MR; i++)
-    for (int j = 0; j < 4; j++) acc[i][j] = _mm512_setzero_ps();
-  for (int64_t block = 0; block < k / Int::kBlock; block++) {
-    for (int j = 0; j < 4; j++) {
-      __m512bh b[Int::kParts];
-      _mm_prefetch((const char*)(w[j] + 64 * block + ahead), _MM_HINT_T0);
-      integer.unpack(w[j], scales[j], block, b);
-      for (int i = 0; i < MR; i++)
-        for (int part = 0; part < Int::kParts; part++)
-          acc[i][j] = _mm512_dpbf16_ps(acc[i][j], load(x + i * x_stride + block * Int::kBlock + 32 * part), b[part]);
-    }
+                 const Int& integer, int64_t k, int64_t ahead, const Output& to, int64_t n, int count) {
+  constexpr int NW = MR <= 4 ? 4 : 2;
+  for (int first = 0; first < count; first += NW) {
+    __m512 acc[MR][4];
+    for (int i = 0; i < MR; i++)
+      for (int j = 0; j < 4; j++) acc[i][j] = _mm512_setzero_ps();
+    for (int64_t block = 0; block < k / Int::kBlock; block++)
+      for (int j = 0; j < NW; j++) {
+        __m512bh b[Int::kParts];
+        _mm_prefetch((const char*)(w[first + j] + 64 * block + ahead), _MM_HINT_T0);
+        integer.unpack(w[first + j], scales[first + j], block, b);
+        for (int i = 0; i < MR; i++)
+          for (int part = 0; part < Int::kParts; part++)
+            acc[i][j] = _mm512_dpbf16_ps(acc[i][j], load(x + i * x_stride + block * Int::kBlock + 32 * part), b[part]);
+      }
+    finish<MR>(acc, to, 0, n + first, std::min(NW, count - first));
   }
-  finish<MR>(acc, to, m, n, count);
 }
 
 // ---------------------------------------------------------------- all rows against a block of weights
@@ -177,7 +180,9 @@ inline void by_rows(int64_t rows, F&& f) {
     case 3: f(std::integral_constant<int, 3>()); break;
     case 4: f(std::integral_constant<int, 4>()); break;
     case 5: f(std::integral_constant<int, 5>()); break;
-    default: f(std::integral_constant<int, kRows>());
+    case 6: f(std::integral_constant<int, 6>()); break;
+    case 7: f(std::integral_constant<int, 7>()); break;
+    default: f(std::integral_constant<int, kFewRows>());
   }
 }
 
@@ -190,10 +195,12 @@ void rows_against(const bf16* x, int64_t x_stride, int64_t rows, const bf16* w, 
     for (int i = 0; i < 4; i++) four[i] = w + std::min(j + i, count - 1) * k;
     int wanted = (int)std::min<int64_t>(4, count - j);
     by_rows(std::min(step, rows - m), [&](auto mr) {
-      if (ahead)
-        tile<mr.value, true>(x + m * x_stride, x_stride, four, k, to, m, n0 + j, wanted);
-      else
-        tile<mr.value, false>(x + m * x_stride, x_stride, four, k, to, m, n0 + j, wanted);
+      if constexpr (mr.value <= kRows) {
+        if (ahead)
+          tile<mr.value, true>(x + m * x_stride, x_stride, four, k, to, m, n0 + j, wanted);
+        else
+          tile<mr.value, false>(x + m * x_stride, x_stride, four, k, to, m, n0 + j, wanted);
+      }
     });
   };
   if (rows <= kStreamRows) {
@@ -246,9 +253,8 @@ void run_packed(const bf16* x, int64_t x_stride, int64_t rows, const Weights& w,
           scales[i] = w.scales + n * per_row;
         }
         by_rows(rows, [&](auto mr) {
-          if constexpr (mr.value <= kFewRows)
-            tile_packed<mr.value>(x, x_stride, four, scales, integer, w.k, 4 * w.row_bytes, to, 0, n0 + j,
-                                  (int)std::min<int64_t>(4, count - j));
+          tile_packed<mr.value>(x, x_stride, four, scales, integer, w.k, 4 * w.row_bytes, to, n0 + j,
+                                (int)std::min<int64_t>(4, count - j));
         });
       }
     }
