@@ -52,6 +52,7 @@ class WeightFiles:
         self._stored_names = stored_names or {}
         self._opened: dict[Path, TensorFile] = {}
         """The file that was filled from last."""
+        self._mapped_bytes = 0
 
     @classmethod
     def find(cls, folder: Path) -> WeightFiles:
@@ -128,8 +129,12 @@ class WeightFiles:
         place = opened.place(stored)
         if place is not None and place.dtype == view.dtype and view.device.type == "cpu" and view.is_contiguous():
             read_at(file, place.offset, view)
-        else:
-            view.copy_(next(iter(self.read([name]))).reshape(view.shape))
+            return
+        stored_tensor = opened.get(stored)
+        view.copy_(stored_tensor.reshape(view.shape))
+        self._mapped_bytes += stored_tensor.nbytes
+        if self._mapped_bytes > _REMAP_BYTES:  # as in `read`
+            self._opened, self._mapped_bytes = {}, 0
 
 
 def _weight_map(index: Path) -> dict[str, str]:

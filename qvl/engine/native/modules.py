@@ -93,8 +93,11 @@ class NativeDecoderLayer(nn.Module):
         norm = self.attn_norm
         heads = self.qkv(ops.rms_norm(x_TD, norm.weight, norm.eps)).unflatten(-1, (-1, self.head_size))
         q_TNH, k_TKH, v_TKH = heads.split(self.split, dim=1)
-        ops.rotate_(q_TNH, *_angles(turn_q))
-        ops.rotate_(k_TKH, *_angles(turn_k))
+        if turn_q is turn_k:
+            ops.rotate_(heads[:, : self.split[0] + self.split[1]], *_angles(turn_q))
+        else:
+            ops.rotate_(q_TNH, *_angles(turn_q))
+            ops.rotate_(k_TKH, *_angles(turn_k))
         x_TD = x_TD + self.out(attn.text(self.index, q_TNH, k_TKH, v_TKH).flatten(1))
         norm = self.mlp_norm
         gate_up_TX = self.mlp.gate_up(ops.rms_norm(x_TD, norm.weight, norm.eps))
@@ -115,10 +118,10 @@ class NativeVisionBlock(nn.Module):
     def forward(self, x_PE: Tensor, turn: Turn | None, attn: AttnContext) -> Tensor:
         if _plain(x_PE):
             return self._base[0](x_PE, turn, attn)
-        q_PNH, k_PNH, v_PNH = self.qkv(self.attn_norm(x_PE)).unflatten(-1, (3, self.heads, -1)).unbind(1)
+        heads = self.qkv(self.attn_norm(x_PE)).unflatten(-1, (3 * self.heads, -1))
         if turn is not None:
-            ops.rotate_(q_PNH, *_angles(turn))
-            ops.rotate_(k_PNH, *_angles(turn))
+            ops.rotate_(heads[:, : 2 * self.heads], *_angles(turn))
+        q_PNH, k_PNH, v_PNH = heads.split(self.heads, dim=1)
         x_PE = x_PE + self.out(attn.vision(q_PNH, k_PNH, v_PNH).flatten(1))
         hidden = self.fc1(self.mlp_norm(x_PE))
         return x_PE + self.fc2(ops.quick_gelu_(hidden) if self.quick else self.activation(hidden))

@@ -51,7 +51,8 @@ def linear(x_TI: Tensor, weight: Tensor | Packed, bias_O: Tensor | None = None, 
     packed = isinstance(weight, Packed)
     if packed:
         outputs, kind, group = weight.shape[0], weight.kind, weight.group
-        x_TI = F.pad(x_TI, (0, weight.padded - weight.shape[1]))
+        if weight.padded > weight.shape[1]:
+            x_TI = F.pad(x_TI, (0, weight.padded - weight.shape[1]))
         data, inputs = weight.data, weight.padded
         scales = (weight.scales.data_ptr(), 0) if group else (0, weight.scales.data_ptr())
     else:
