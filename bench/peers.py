@@ -48,17 +48,14 @@ def random_folder(layers: int = FULL) -> Path:
     config = replace(config, text=replace(config.text, layers=layers), vision=vision)
     with torch.device("meta"):
         model = Qwen2VL(config)
-    model = model.to_empty(device="cpu").to(torch.bfloat16) if layers < FULL else _empty_bf16(model)
+    model = model.to(torch.bfloat16).to_empty(device="cpu")
+    model.head.weight = model.embed.weight
     noise = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)).bfloat16()
     with torch.no_grad():
         for index, (name, parameter) in enumerate(model.named_parameters()):
             _fill(parameter, name, noise.roll(997 * index))
     VLM(model.eval(), Processor(Tokenizer.qwen2_vl())).save(folder)
     return folder
-
-
-def _empty_bf16(model: Qwen2VL) -> Qwen2VL:
-    return model.to(torch.bfloat16).to_empty(device="cpu")
 
 
 def _fill(parameter: Tensor, name: str, noise: Tensor) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack, final, get_args
 
 import torch
 
 from qvl.checkpoint.adapter import load_adapter
+from qvl.checkpoint.configs import read_config
 from qvl.checkpoint.folder import load_model, save_model
 from qvl.checkpoint.hub import resolve
 from qvl.checkpoint.stage import staged_folder
@@ -188,12 +190,14 @@ def load(
         raise ValueError(f"quantize={quantize!r} computes in bfloat16, not in {dtype}; leave dtype out")
     folder = resolve(path_or_id)
     packer = None if quantize is None or lora is not None else Packer(quantize)
-    model = load_model(folder, device=_device(device), dtype=_DTYPES[dtype], filled=packer).eval()
-    if lora is not None:
-        load_adapter(model, resolve(lora))
-        merge_lora(model)
-    quicken(model, quantize)
-    return VLM(model, processor_for(model.config, folder, resize))
+    with ThreadPoolExecutor(1, "tokenizer") as beside:  # a large vocabulary takes as long as a small model's weights
+        processor = beside.submit(processor_for, read_config(folder), folder, resize)
+        model = load_model(folder, device=_device(device), dtype=_DTYPES[dtype], filled=packer).eval()
+        if lora is not None:
+            load_adapter(model, resolve(lora))
+            merge_lora(model)
+        quicken(model, quantize)
+        return VLM(model, processor.result())
 
 
 def _sampling(max_new_tokens: int, temperature: float, options: SamplingOptions) -> Sampling:

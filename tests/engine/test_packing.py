@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from quick_model import needs_kernels
 
+from qvl.engine.native import packing
 from qvl.engine.native.packing import pack
 
 
@@ -47,3 +49,20 @@ def test_zeros_stay_zeros() -> None:
 def test_groups_there_are() -> None:
     with pytest.raises(ValueError, match="a group of int4 has 32, 64 or 128 weights, not 48"):
         pack(torch.zeros(4, 96), "int4", 48)
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", [(5, 64), (3, 200), (130, 1536)])
+def test_kernels_pack_as_their_twin(shape: tuple[int, int], monkeypatch) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(shape).bfloat16()
+    matrix[1] = 0
+    for how, group in (("int8", 64), ("int4", 32), ("int4", 64), ("int4", 128)):
+        fast = pack(matrix, how, group)
+        with monkeypatch.context() as patch:
+            patch.setattr(packing, "library", lambda: None)
+            slow = pack(matrix, how, group)
+        # Two candidates for a scale may be equally good up to the order of a sum.
+        same = (fast.scales == slow.scales).float().mean()
+        assert same == 1 if how == "int8" else same > 0.999
+        assert (fast.data == slow.data).float().mean() >= (1 if how == "int8" else 0.999)

@@ -22,7 +22,7 @@ from qvl.runtime import cache_folder, cpu_flags, kernels_wanted
 
 _log = logging.getLogger(__name__)
 _HERE = Path(__file__).parent
-_SOURCES = ("linear.cpp", "attention.cpp", "rowwise.cpp")
+_SOURCES = ("linear.cpp", "attention.cpp", "rowwise.cpp", "packing.cpp")
 _HEADERS = ("common.h",)
 _NEEDS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi", "avx512_bf16", "fma")
 _FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-w"]
@@ -40,6 +40,8 @@ _SIGNATURES: dict[str, list[type]] = {
     "qvl_rotate": [_P, _I, _P, _P, _I, _I, _I, _INT],
     "qvl_swiglu": [_P, _P, _I, _I, _INT],
     "qvl_quick_gelu": [_P, _I, _INT],
+    "qvl_pack8": [_P, _I, _I, _I, _P, _P, _INT],
+    "qvl_pack4": [_P, _I, _I, _I, _I, _P, _P, _INT],
 }
 
 

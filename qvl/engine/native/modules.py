@@ -82,14 +82,13 @@ class NativeDecoderLayer(nn.Module):
 
     def __init__(self, base: DecoderLayer) -> None:
         super().__init__()
-        self._base = (base,)  # in a tuple, so that its parameters do not get a second name
         self.index, self.split, self.head_size = base.index, base.split, base.head_size
         self.attn_norm, self.qkv, self.out = base.attn_norm, base.qkv, base.out
         self.mlp_norm, self.mlp = base.mlp_norm, base.mlp
 
     def forward(self, x_TD: Tensor, turn_q: Turn, turn_k: Turn, attn: AttnContext) -> Tensor:
         if _plain(x_TD):
-            return self._base[0](x_TD, turn_q, turn_k, attn)
+            return DecoderLayer.forward(self, x_TD, turn_q, turn_k, attn)  # pyrefly: ignore  # it has all that is used
         norm = self.attn_norm
         heads = self.qkv(ops.rms_norm(x_TD, norm.weight, norm.eps)).unflatten(-1, (-1, self.head_size))
         q_TNH, k_TKH, v_TKH = heads.split(self.split, dim=1)
@@ -110,14 +109,13 @@ class NativeVisionBlock(nn.Module):
 
     def __init__(self, base: VisionBlock) -> None:
         super().__init__()
-        self._base = (base,)
         self.heads, self.activation, self.quick = base.heads, base.activation, base.activation is quick_gelu
         self.attn_norm, self.qkv, self.out = base.attn_norm, base.qkv, base.out
         self.mlp_norm, self.fc1, self.fc2 = base.mlp_norm, base.fc1, base.fc2
 
     def forward(self, x_PE: Tensor, turn: Turn | None, attn: AttnContext) -> Tensor:
         if _plain(x_PE):
-            return self._base[0](x_PE, turn, attn)
+            return VisionBlock.forward(self, x_PE, turn, attn)  # pyrefly: ignore  # it has all that is used
         heads = self.qkv(self.attn_norm(x_PE)).unflatten(-1, (3 * self.heads, -1))
         if turn is not None:
             ops.rotate_(heads[:, : 2 * self.heads], *_angles(turn))

@@ -9,7 +9,6 @@ with its values rounded (`unpacked`): only weights lose precision, never what fl
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qvl.engine.native.build import library
 from qvl.runtime import ask_for_huge_pages
 
 Quantize = Literal["int8", "int4"]
@@ -68,23 +68,45 @@ def pack(weight_OI: Tensor, how: Quantize, group: int = GROUP) -> Packed:
     """
     if how == "int4" and group not in (32, 64, 128):
         raise ValueError(f"a group of int4 has 32, 64 or 128 weights, not {group}")
+    packed = _empty(weight_OI, how, group)
+    if weight_OI.dtype == torch.bfloat16 and weight_OI.device.type == "cpu" and library() is not None:
+        _pack_natively(weight_OI.detach().contiguous(), packed)
+    else:
+        _pack_slowly(weight_OI.detach(), packed)
+    return packed
+
+
+def _empty(weight_OI: Tensor, how: Quantize, group: int) -> Packed:
     outputs, inputs = weight_OI.shape
     block = _BLOCK8 if how == "int8" else _BLOCK4
     padded = -(-inputs // block) * block
-    round_rows: Callable[[Tensor], tuple[Tensor, Tensor]]
-    round_rows = _round8 if how == "int8" else lambda rows: _round4(rows, group)
     width, device = padded if how == "int8" else padded // 2, weight_OI.device
     data = torch.empty(outputs, width, dtype=torch.uint8, device=device)
     if device.type == "cpu":
         ask_for_huge_pages(data.data_ptr(), data.nbytes)
     form = (torch.float32, (outputs,)) if how == "int8" else (torch.bfloat16, (outputs, padded // group))
     scales = torch.empty(form[1], dtype=form[0], device=device)
-    step = max(1, _VALUES // padded)
-    for at in range(0, outputs, step):
-        rows = F.pad(weight_OI[at : at + step].detach().float(), (0, padded - inputs))
-        data[at : at + step], scales[at : at + step] = round_rows(rows)
     kind, group = (1, 0) if how == "int8" else (2, group)
     return Packed(kind, (outputs, inputs), padded, group, data, scales)
+
+
+def _pack_natively(weight_OI: Tensor, into: Packed) -> None:
+    lib, threads = library(), torch.get_num_threads()
+    assert lib is not None, "kernels are called only where there are some"
+    places = (into.data.data_ptr(), into.scales.data_ptr())
+    if into.kind == 1:
+        lib.qvl_pack8(weight_OI.data_ptr(), *into.shape, into.padded, *places, threads)
+    else:
+        lib.qvl_pack4(weight_OI.data_ptr(), *into.shape, into.padded, into.group, *places, threads)
+
+
+def _pack_slowly(weight_OI: Tensor, into: Packed) -> None:
+    """The kernels' twin."""
+    step = max(1, _VALUES // into.padded)
+    for at in range(0, into.shape[0], step):
+        rows = F.pad(weight_OI[at : at + step].float(), (0, into.padded - into.shape[1]))
+        made = _round8(rows) if into.kind == 1 else _round4(rows, into.group)
+        into.data[at : at + step], into.scales[at : at + step] = made
 
 
 def _round8(rows: Tensor) -> tuple[Tensor, Tensor]:
