@@ -127,5 +127,5 @@ class NativeVisionBlock(nn.Module):
 
 def _angles(turn: Turn) -> tuple[Tensor, Tensor]:
     """Cosine and sine as float32 [T, H / 2]."""
-    cos, sin = (x.flatten(1).float() for x in turn)
+    cos, sin = (x.flatten(1).float().contiguous() for x in turn)  # three axes leave them column by column
     return cos, sin

@@ -83,6 +83,8 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 def rotate_(x_TNH: Tensor, cos_TF: Tensor, sin_TF: Tensor) -> None:
     """As `qvl.layers.rope.rotate` (its twin), in place, in float32. Angles are float32 [T, H / 2]."""
     assert x_TNH.stride()[1:] == (x_TNH.shape[2], 1), "heads of a row lie side by side"
+    assert cos_TF.is_contiguous(), "angles lie row by row"
+    assert sin_TF.is_contiguous(), "angles lie row by row"
     rows, heads, size = x_TNH.shape
     _lib().qvl_rotate(
         x_TNH.data_ptr(), x_TNH.stride(0), cos_TF.data_ptr(), sin_TF.data_ptr(), rows, heads, size,
