@@ -15,7 +15,7 @@
 namespace {
 
 constexpr int kRows = 6;            // of x in a tile
-constexpr int kFewRows = 8;         // of x that integers are unpacked for in registers
+constexpr int kFewRows = 8;         // of x that integers are ever unpacked for in registers
 constexpr int kStreamRows = 24;     // of x up to which weights come from memory faster than they are used
 constexpr int64_t kNear = 1 << 20;  // bytes of bfloat16 weights that all rows of x meet before the next ones do
 
@@ -35,6 +35,7 @@ struct Weights {
 struct Int8 {
   static constexpr int kBlock = 64;
   static constexpr int kParts = 2;
+  static constexpr int kFew = 8;  // rows of x up to which unpacking in registers is faster than in a buffer
   __m512i low[2], high[2];  // bytes of the bfloat16 numbers 0 .. 127
 
   Int8(const Weights&) {
@@ -64,6 +65,7 @@ struct Int8 {
 struct Int4 {
   static constexpr int kBlock = 128;
   static constexpr int kParts = 4;
+  static constexpr int kFew = 4;
   int per_table;  // parts of a block that share a scale
   __m512 codes;
 
@@ -222,7 +224,7 @@ void run_bf16(const bf16* x, int64_t x_stride, int64_t rows, const Weights& w, c
 
 template <typename Int>
 void run_packed(const bf16* x, int64_t x_stride, int64_t rows, const Weights& w, const Output& to, int threads) {
-  bool few = rows <= kFewRows;
+  bool few = rows <= Int::kFew;
   int64_t block = few ? 64 : rows <= kStreamRows ? 4 : std::max<int64_t>(4, std::min<int64_t>(96, kNear / (4 * w.k))) / 4 * 4;
   int64_t per_row = w.scales ? w.k / w.group : 0;
 #pragma omp parallel num_threads(threads)
@@ -253,7 +255,8 @@ void run_packed(const bf16* x, int64_t x_stride, int64_t rows, const Weights& w,
           scales[i] = w.scales + n * per_row;
         }
         by_rows(rows, [&](auto mr) {
-          tile_packed<mr.value>(x, x_stride, four, scales, integer, w.k, 4 * w.row_bytes, to, n0 + j,
+          if constexpr (mr.value <= Int::kFew)
+            tile_packed<mr.value>(x, x_stride, four, scales, integer, w.k, 4 * w.row_bytes, to, n0 + j,
                                 (int)std::min<int64_t>(4, count - j));
         });
       }
