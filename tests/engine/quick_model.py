@@ -17,7 +17,7 @@ from qvl.text.tokenizer import Tokenizer
 
 SIZES = Qwen2VLConfig(
     DecoderConfig(96, 2, 6, 2, 16, 100, rope_theta=20.0, rope_sections=(2, 3, 3)),
-    VisionConfig(width=64, layers=2, heads=2, mlp_hidden=96),
+    VisionConfig(width=64, layers=2, heads=2, mlp_hidden=128),
     max_positions=1024,
     tie_embeddings=True,
 )
