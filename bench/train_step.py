@@ -1,216 +1,210 @@
 """Training samples per second against transformers: same weights, same data, same precision, taking turns.
 
-    python bench/train_step.py                     # ragged and equal lengths, vocabulary 8192, float32
-    python bench/train_step.py --vocab 151936 --precision bf16 --steps 6
+    python -m bench.train_step                                     # every row (about ten minutes)
+    python -m bench.train_step --cases equal --vocab 151936 --precision bf16
 
-One step is collating, forward, backward and AdamW (fused, on both sides) for 8 samples of one 64-token picture and
-some text, of which the second half is supervised. transformers runs as its users run it: padded to the longest
-sample, `labels=`, logits for every position. Ours packs, attends per sequence and computes logits where there is a
-label. Steps alternate (theirs, ours, theirs, ours ...), so that a slow minute hits both; medians, with the lowest
-and highest in brackets. Both train on, so the losses of every step are compared too.
+One step is collating, forward, backward and AdamW (fused, on both sides) for 8 samples of one picture and some text,
+of which the second half is supervised. transformers runs as its users run it: padded to the longest sample,
+`labels=`, logits for every position. Ours packs, attends per sequence and computes logits where there is a label. Steps
+alternate (theirs, ours, theirs, ours ...), so that a slow minute hits both; medians, with the lowest and highest in
+brackets. Both train on, so the losses of every step are compared too.
 
-Lengths of the text: `equal` 40 each; `ragged` 20 to 400 in equal ratios (20, 31, 47, ... 400: many short, few long,
-as in instruction data); `uniform` 20 to 400 in equal steps.
+    equal      a picture of 64 tokens and 40 tokens of text, each
+    ragged     the same picture; text of 20 to 400 in equal ratios (20, 31, 47, ...: many short, few long, as in
+               instruction data)
+    uniform    the same picture; text of 20 to 400 in equal steps
+    pictures   20 to 1,500 tokens altogether in equal ratios, three fifths of them a picture, wide, square or tall
+    pictures+  the same in equal steps
+
+Memory is what a process of its own that does nothing else adds to what it held after its imports: weights, optimizer,
+activations. The share of peak sets what a step *means* (real tokens, labelled logits; `qvl.train.flops`) against
+what this machine's matrix products reach in the same process just before; a table of its own says where the time goes
+(`torch.profiler`, one step).
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
+import itertools
+import json
 import statistics
-import tempfile
+import subprocess
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from bench.record import record
-from qvl.batch import IGNORE
-from qvl.checkpoint.folder import load_model, save_model
-from qvl.inputs.positions import TextRun, VisionRun, mrope_positions
-from qvl.inputs.sequence import Sequence, next_token_labels, pack
-from qvl.layers.decoder import DecoderConfig
-from qvl.media.load import Visual
-from qvl.models.qwen2_vl.config import Qwen2VLConfig, TokenIds, VisionConfig
+from bench.train_sides import (
+    Grid,
+    Name,
+    Step,
+    flops_of,
+    folder_of,
+    import_side,
+    model_config,
+    open_side,
+    picture_of,
+    sample,
+)
+from qvl.inputs.sequence import Sequence
+from qvl.models.qwen2_vl.config import Qwen2VLConfig
 from qvl.models.qwen2_vl.model import Qwen2VL
-from qvl.train.loss import token_losses
+from qvl.train.flops import measured_peak
 
 SAMPLES = 8
-GRID = (1, 16, 16)  # 224 x 224 pixels: 64 vision tokens
-LENGTHS = {
-    "equal": [40] * SAMPLES,
-    "ragged": np.geomspace(20, 400, SAMPLES).round().astype(int).tolist(),
-    "uniform": np.linspace(20, 400, SAMPLES).round().astype(int).tolist(),
-}
-LEARNING_RATE = 1e-4
 WARM_UP = 2
-Step = Callable[[list[Sequence]], float]
+MEMORY_STEPS = 2
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+ROWS = (
+    *(("ragged", 8192, "fp32"), ("uniform", 8192, "fp32"), ("equal", 8192, "fp32")),
+    *(("pictures", 8192, "fp32"), ("pictures", 8192, "bf16"), ("pictures+", 8192, "fp32"), ("pictures+", 8192, "bf16")),
+    *(("equal", 151936, "fp32"), ("equal", 151936, "bf16")),
+)
+_KINDS = {
+    "products": ("mm", "addmm", "bmm", "baddbmm", "mkldnn_convolution", "convolution_backward"),
+    "attention": ("_scaled_dot_product", "_softmax", "masked_fill", "triu"),
+    "loss": ("_log_softmax", "nll_loss", "exp_", "scatter_add_"),
+    "norms": ("native_layer_norm", "rms_norm", "_fused_rms_norm", "rsqrt", "pow", "mean"),
+    "optimizer": ("_fused_adamw_", "Optimizer"),
+    "moving": ("copy_", "cat", "index", "fill_", "embedding", "zero_", "gather"),
+    "elementwise": ("mul", "add", "sub", "div", "neg", "sum", "silu", "sigmoid", "gelu", "cos", "sin"),
+}
 
 
-def model_config(vocab: int) -> Qwen2VLConfig:
-    """About 15 million parameters without the embedding; the special tokens are the last ids."""
-    return Qwen2VLConfig(
-        DecoderConfig(384, 8, 6, 2, 64, 1024, rope_sections=(8, 12, 12)),
-        VisionConfig(width=192, layers=6, heads=6, mlp_hidden=768),
-        vocab_size=vocab,
-        tie_embeddings=True,
-        ids=TokenIds(*(vocab - i for i in range(1, 7))),
-    )
+def shapes_of(case: str) -> list[tuple[Grid, int]]:
+    """Picture and text tokens of each sample."""
+    space = np.linspace if case in ("uniform", "pictures+") else np.geomspace
+    if case.startswith("pictures"):
+        totals = space(20, 1500, SAMPLES).round().astype(int).tolist()
+        pictures = [picture_of(round(0.6 * n), i) for i, n in enumerate(totals)]
+        return [(hw, n - hw[0] * hw[1] - 2) for hw, n in zip(pictures, totals, strict=True)]
+    texts = [40] * SAMPLES if case == "equal" else space(20, 400, SAMPLES).round().astype(int).tolist()
+    return [((8, 8), n) for n in texts]
 
 
-def sample(rng: np.random.Generator, config: Qwen2VLConfig, text: int) -> Sequence:
-    """`<|vision_start|>` picture `<|vision_end|>` and `text` tokens, the second half supervised."""
-    vision, ids = config.vision, config.ids
-    merged = (GRID[0], GRID[1] // vision.merge, GRID[2] // vision.merge)
-    count = int(np.prod(merged))
-    words = rng.integers(0, config.vocab_size - 10, text)
-    tokens_T = np.concatenate(([ids.vision_start], [ids.image_pad] * count, [ids.vision_end], words)).astype(np.int64)
-    positions_RT, following = mrope_positions([TextRun(1), VisionRun(merged), TextRun(1 + text)])
-    patches = rng.standard_normal((int(np.prod(GRID)), vision.patch_values), dtype=np.float32)
-    hw = (GRID[1] * vision.patch, GRID[2] * vision.patch)
-    return Sequence(
-        tokens_T=tokens_T,
-        positions_RT=positions_RT,
-        vision_rows_M=np.arange(1, 1 + count),
-        visuals=(Visual(torch.from_numpy(patches), GRID, hw, hw),),
-        next_position=following,
-        labels_T=next_token_labels(tokens_T, np.arange(len(tokens_T)) >= len(tokens_T) - text // 2),
-    )
+CASES = ("ragged", "uniform", "equal", "pictures", "pictures+")
 
 
-def our_step(model: Qwen2VL, precision: torch.dtype) -> Step:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
-    vision = model.config.vision
-
-    def step(samples: list[Sequence]) -> float:
-        batch = pack(samples, vision.patch_values, vision.merge)
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-            losses, _ = token_losses(model, batch)
-            loss = losses.mean()
-        return _update(loss, optimizer)
-
-    return step
+def draw(rng: np.random.Generator, config: Qwen2VLConfig, case: str) -> list[Sequence]:
+    """The samples of one step, in any order."""
+    shapes = shapes_of(case)
+    return [sample(rng, config, *shapes[i]) for i in rng.permutation(SAMPLES)]
 
 
-def their_step(model: nn.Module, ids: TokenIds, precision: torch.dtype) -> Step:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
-
-    def step(samples: list[Sequence]) -> float:
-        inputs = padded(samples, ids)
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-            loss = model(**inputs).loss
-        return _update(loss, optimizer)
-
-    return step
-
-
-def _update(loss: Tensor, optimizer: torch.optim.Optimizer) -> float:
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return float(loss.detach())
-
-
-def padded(samples: list[Sequence], ids: TokenIds) -> dict[str, Tensor]:
-    """The same samples as a padded batch; their labels are not shifted (transformers shifts them itself)."""
-    longest = max(len(s.tokens_T) for s in samples)
-
-    def stack(rows: list[np.ndarray], fill: int) -> Tensor:
-        return torch.from_numpy(np.stack([np.pad(r, (0, longest - len(r)), constant_values=fill) for r in rows]))
-
-    input_ids = stack([s.tokens_T for s in samples], ids.bos)
-    unshifted = [np.concatenate(([IGNORE], s.labels_T[:-1])) for s in samples if s.labels_T is not None]
-    return {
-        "input_ids": input_ids,
-        "attention_mask": stack([np.ones_like(s.tokens_T) for s in samples], 0),
-        "labels": stack(unshifted, IGNORE),
-        "mm_token_type_ids": (input_ids == ids.image_pad).int(),
-        "pixel_values": torch.cat([v.patches_PC for s in samples for v in s.visuals]),
-        "image_grid_thw": torch.tensor([v.grid for s in samples for v in s.visuals]),
-    }
-
-
-@dataclass(frozen=True)
-class Side:
-    name: str
-    step: Step
-    seconds: list[float]
-    losses: list[float]
-
-
-def sides(config: Qwen2VLConfig, precision: torch.dtype, which: str) -> list[Side]:
-    """Both models from one folder, so from the same weights."""
-    first = Qwen2VL(config)
-    first.init_weights(seed=0)
-    made: list[Side] = []
-    with tempfile.TemporaryDirectory() as folder:
-        save_model(first, f"{folder}/model")
-        if which in ("both", "theirs"):
-            from transformers import Qwen2VLForConditionalGeneration
-
-            theirs = Qwen2VLForConditionalGeneration.from_pretrained(f"{folder}/model", dtype=torch.float32).train()
-            made.append(Side("transformers", their_step(theirs, config.ids, precision), [], []))
-        if which in ("both", "ours"):
-            made.append(Side("ours", our_step(load_model(f"{folder}/model"), precision), [], []))
-    return made
-
-
-def run(case: str, options: argparse.Namespace) -> dict[str, Any]:
-    config = model_config(options.vocab)
-    precision = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.precision]
-    running = sides(config, precision, options.side)
-    clock = time.process_time if options.clock == "cpu" else time.perf_counter
+def run(case: str, vocab: int, precision: str, steps: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The row of a case, and a row per side about where its time goes."""
+    config, dtype = model_config(vocab), PRECISIONS[precision]
+    title = f"{case}, vocab {vocab}, {precision}"
+    with folder_of(config) as folder:
+        memory = {name: _memory_apart(name, folder, case, vocab, precision) for name in get_args(Name)}
+        sides = {name: open_side(name, folder, dtype) for name in get_args(Name)}
+    ours = sides["ours"][1]
+    assert isinstance(ours, Qwen2VL)
     rng = np.random.default_rng(0)
-    for i in range(WARM_UP + options.steps):
-        samples = [sample(rng, config, n) for n in rng.permutation(LENGTHS[case]).tolist()]
-        for side in running:
-            begin = clock()
-            side.losses.append(side.step(samples))
+    flops, peak = flops_of(ours, draw(rng, config, case)), measured_peak(torch.device("cpu"), dtype)
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    losses: dict[str, list[float]] = {name: [] for name in sides}
+    for i in range(WARM_UP + steps):
+        samples = draw(rng, config, case)
+        for name, (step, _) in sides.items():
+            begin = time.perf_counter()
+            losses[name].append(step(samples))
             if i >= WARM_UP:
-                side.seconds.append(clock() - begin)
-    lens = [len(sample(rng, config, n).tokens_T) for n in LENGTHS[case]]
-    row: dict[str, Any] = {
-        "case": f"{case}, vocab {options.vocab}, {options.precision}",
-        "real / padded tokens": f"{sum(lens)} / {max(lens) * len(lens)}",
-    }
-    for side in running:
-        middle = statistics.median(side.seconds)
-        row[f"{side.name} s/step"] = f"{middle:.3f} ({min(side.seconds):.3f}-{max(side.seconds):.3f})"
-        row[f"{side.name} samples/s"] = round(SAMPLES / middle, 2)
-        row[f"{side.name} last loss"] = round(side.losses[-1], 6)
-    if len(running) == 2:
-        theirs, ours = running
-        row["times faster"] = round(statistics.median(theirs.seconds) / statistics.median(ours.seconds), 3)
-        pairs = zip(theirs.seconds, ours.seconds, strict=True)
-        row["of paired steps"] = round(statistics.median(a / b for a, b in pairs), 3)
-        row["largest loss difference"] = max(abs(a - b) for a, b in zip(theirs.losses, ours.losses, strict=True))
-    else:
-        row["peak GB"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
-    row |= {"steps": options.steps, "clock": options.clock}
-    return row
+                seconds[name].append(time.perf_counter() - begin)
+    middle = {name: statistics.median(found) for name, found in seconds.items()}
+    lens = [len(s.tokens_T) for s in draw(rng, config, case)]
+    row: dict[str, Any] = {"case": title, "real / padded tokens": f"{sum(lens)} / {max(lens) * len(lens)}"}
+    for name, found in seconds.items():
+        row[f"{name} s/step"] = f"{middle[name]:.3f} ({min(found):.3f}-{max(found):.3f})"
+        row[f"{name} samples/s"] = round(SAMPLES / middle[name], 2)
+        row[f"{name} of peak"] = f"{100 * flops / middle[name] / peak:.0f} %"
+    row["times faster"] = round(middle["transformers"] / middle["ours"], 2)
+    pairs = list(zip(seconds["transformers"], seconds["ours"], strict=True))
+    row["of paired steps"] = f"{min(a / b for a, b in pairs):.2f}-{max(a / b for a, b in pairs):.2f}"
+    row["largest loss difference"] = f"{max(abs(a - b) for a, b in zip(*losses.values(), strict=True)):.1e}"
+    row["memory MB, transformers / ours"] = f"{memory['transformers']:.0f} / {memory['ours']:.0f}"
+    row["memory ratio"] = round(memory["ours"] / memory["transformers"], 2)
+    row["steps"] = steps
+    about = {"GEMM peak GFLOP/s": round(peak / 1e9), "GFLOP a step means": round(flops / 1e9)}
+    spent = [
+        {"case": f"{title}: {name}", **about, **time_goes(step, draw(rng, config, case))}
+        for name, (step, _) in sides.items()
+    ]
+    return row, spent
+
+
+def time_goes(step: Step, samples: list[Sequence]) -> dict[str, str]:
+    """Share of one step per kind of operation."""
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        step(samples)
+    spent: Counter[str] = Counter()
+    for event in seen.key_averages():
+        spent[_kind(event.key)] += event.self_cpu_time_total
+    return {kind: f"{100 * spent[kind] / spent.total():.0f} %" for kind in (*_KINDS, "rest")}
+
+
+def _kind(key: str) -> str:
+    op = key.removeprefix("aten::")
+    exact = next((kind for kind, ops in _KINDS.items() if op in ops), None)
+    return exact or next((kind for kind, ops in _KINDS.items() if op.startswith(ops)), "rest")
+
+
+def _memory_apart(name: Name, folder: Path, case: str, vocab: int, precision: str) -> float:
+    """MB that a side's training adds, from a process of its own."""
+    options = ("--memory-of", name, str(folder), "--cases", case, "--vocab", str(vocab), "--precision", precision)
+    threads = ("--threads", str(torch.get_num_threads()))
+    command = [sys.executable, "-m", "bench.train_step", *options, *threads]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return json.loads(out.splitlines()[-1])
+
+
+def memory(name: Name, folder: Path, case: str, vocab: int, precision: str) -> float:
+    """MB that some steps add to this process at their highest (Linux)."""
+    import_side(name)
+    config, rng = model_config(vocab), np.random.default_rng(0)
+    batches = [draw(rng, config, case) for _ in range(MEMORY_STEPS)]
+    before = _status_kb("VmRSS")
+    step, _ = open_side(name, folder, PRECISIONS[precision])
+    for samples in batches:
+        step(samples)
+    return (_status_kb("VmHWM") - before) / 1e3
+
+
+def _status_kb(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", choices=list(LENGTHS), default=["ragged", "uniform", "equal"])
-    parser.add_argument("--vocab", type=int, default=8192)
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps of each side")
+    parser.add_argument("--cases", nargs="+", choices=CASES, help="default: every official row")
+    parser.add_argument("--vocab", nargs="+", type=int, default=[8192])
+    parser.add_argument("--precision", nargs="+", choices=list(PRECISIONS), default=["fp32"])
+    parser.add_argument("--steps", type=int, default=8, help="timed steps of each side")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: on a busy machine, one thread")
-    parser.add_argument("--side", choices=["both", "ours", "theirs"], default="both", help="one side: its peak memory")
+    parser.add_argument("--memory-of", nargs=2, metavar=("SIDE", "FOLDER"), help="print the memory of one side, in MB")
     parser.add_argument("--dry", action="store_true", help="print only, keep no record")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    for case in options.cases:
-        row = run(case, options)
-        print("\n".join(f"{key:>24}: {value}" for key, value in row.items()), end="\n\n")
-        if not options.dry and options.side == "both":
+    rows = itertools.product(options.cases, options.vocab, options.precision) if options.cases else ROWS
+    for case, vocab, precision in rows:
+        if options.memory_of:
+            name, folder = options.memory_of
+            print(json.dumps(memory(name, Path(folder), case, vocab, precision)))
+            continue
+        row, spent = run(case, vocab, precision, options.steps)
+        for found in (row, *spent):
+            print("\n".join(f"{key:>30}: {value}" for key, value in found.items()), end="\n\n", flush=True)
+        if not options.dry:
             record("train_step", row)
+            for found in spent:
+                record("train_step_time", found)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from qvl.checkpoint.configs import config_json, parse_config
+from qvl.checkpoint.configs import config_json, parse_config, runs_elsewhere
 from qvl.checkpoint.hf_settings import GENERATION_FILE, GenerationDefaults, generation_json
 from qvl.checkpoint.jsonfile import Fields, dump
 from qvl.checkpoint.stage import staged_folder
@@ -80,7 +80,8 @@ def save_model(
 ) -> None:
     """Writes config.json, generation_config.json and the weights in official names (old generation).
 
-    The folder is complete or not there at all (`staged_folder`); other files in it (tokenizer ...) stay.
+    The folder is complete or not there at all (`staged_folder`); other files in it (tokenizer ...) stay. A model that
+    other programs cannot run (a vision tower with parts that the format lacks) is marked so that they refuse it.
 
     Args:
         dtype: of the stored tensors; None = as they are.
@@ -94,6 +95,12 @@ def save_model(
     dtype = dtype or model.embed.weight.dtype
     tensors = list(_to_store(model, kind, dtype))
     total = sum(tensor.bytes for tensor in tensors)
+    if not runs_elsewhere(model.config):
+        _log.warning(
+            "%s is for this package only: transformers and vLLM have no such vision tower (a position table instead of "
+            "rotary positions) and refuse its config.json",
+            path,
+        )
     with staged_folder(Path(path), replaces=OLD_FILES, needs_bytes=total) as stage:
         write_settings(model, stage, dtype, generation)
         write_weights(stage, tensors, max_shard_bytes)

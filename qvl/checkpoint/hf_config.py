@@ -6,8 +6,11 @@ transformers (4.45 up to 5) and vLLM read.
 Does not know: weights, tokenizers, pixels.
 
 A vision tower that began as another ViT may have what no released one has: a position table, a norm before the first
-block, no rotary positions. Those are written under keys of our own (`qvl_position_side`, `qvl_pre_norm`, `qvl_rope`),
-and such a model runs here only. The activation is a key of the format.
+block, no rotary positions. Such a model runs here only: other readers would take the rest of its tensors and see
+nonsense. So it is marked with a `model_type` of its own, `qvl_qwen2_vl`, which they do not know, and its vision sizes
+stand under `qvl_vision_config`, without which a reader that is told to take it all the same finds tensors of the wrong
+shape. What is added stands there as `qvl_position_side`, `qvl_pre_norm`, `qvl_rope`. (Folders written before have these
+keys in `vision_config` and are read too.) The activation is a key of the format.
 
 One-axis positions (an ablation, `rope_sections=()`) do not exist in the official format: they are written as
 `"qvl_rope_axes": 1` with no `rope_scaling`. vLLM then also uses one axis; transformers always uses three axes, so
@@ -26,6 +29,10 @@ from qvl.checkpoint.jsonfile import Fields
 from qvl.layers.decoder import DecoderConfig
 from qvl.models.qwen2_vl.config import Qwen2VLConfig, TokenIds, VisionConfig
 
+MODEL_TYPE = "qwen2_vl"
+OWN_MODEL_TYPE = "qvl_qwen2_vl"
+"""Of a model that other readers cannot run."""
+_OWN_VISION = "qvl_vision_config"
 ROPE_AXES_KEY = "qvl_rope_axes"
 _VISION_THETA = 10000.0
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -43,16 +50,19 @@ def read_config(path: Path) -> Qwen2VLConfig:
 
 def parse_config(top: Fields) -> Qwen2VLConfig:
     """The same from a parsed file."""
-    top.expect("model_type", "qwen2_vl", "this reader is Qwen2-VL's")
+    own = top.data.get("model_type") == OWN_MODEL_TYPE
+    if not own:
+        top.expect("model_type", MODEL_TYPE, "this reader is Qwen2-VL's")
+    vision = _OWN_VISION if own else "vision_config"
     if top.has("quantization_config"):
         raise ValueError(f"{top.source}: quantised checkpoints are not read; take the original bf16 one")
-    if not top.has("vision_config"):
-        raise ValueError(f"{top.source}: vision_config is missing: this is a language model without a vision tower")
+    if not top.has(vision):
+        raise ValueError(f"{top.source}: {vision} is missing: this is a language model without a vision tower")
     nested = top.child("text_config")
     text = nested if nested.data else top
     return Qwen2VLConfig(
         text=_text(text),
-        vision=_vision(top.child("vision_config"), text.integer("hidden_size")),
+        vision=_vision(top.child(vision), text.integer("hidden_size")),
         vocab_size=text.integer("vocab_size"),
         # Versions 4.52 to 4.57 kept the flag inside text_config only, version 5 at the top only.
         tie_embeddings=top.flag("tie_word_embeddings", False) or text.flag("tie_word_embeddings", False),
@@ -77,9 +87,10 @@ def config_json(config: Qwen2VLConfig, dtype: torch.dtype) -> dict[str, Any]:
     """
     _check_expressible(config)
     text = config.text
+    own = not runs_elsewhere(config)
     data: dict[str, Any] = {
-        "architectures": ["Qwen2VLForConditionalGeneration"],
-        "model_type": "qwen2_vl",
+        "architectures": ["QvlQwen2VLForConditionalGeneration" if own else "Qwen2VLForConditionalGeneration"],
+        "model_type": OWN_MODEL_TYPE if own else MODEL_TYPE,
         "attention_dropout": 0.0,
         "bos_token_id": config.ids.bos,
         "eos_token_id": config.ids.eos,
@@ -103,7 +114,7 @@ def config_json(config: Qwen2VLConfig, dtype: torch.dtype) -> dict[str, Any]:
         "torch_dtype": dtype_name(dtype),
         "use_cache": True,
         "use_sliding_window": False,
-        "vision_config": _vision_json(config.vision, text.width),
+        _OWN_VISION if own else "vision_config": _vision_json(config.vision, text.width),
         "vocab_size": config.vocab_size,
     }
     if text.rope_sections:
@@ -111,6 +122,12 @@ def config_json(config: Qwen2VLConfig, dtype: torch.dtype) -> dict[str, Any]:
     else:
         data[ROPE_AXES_KEY] = 1
     return data
+
+
+def runs_elsewhere(config: Qwen2VLConfig) -> bool:
+    """Whether other readers of the format compute what this package does: the vision tower is one of the format."""
+    vision = config.vision
+    return vision.rope and not vision.table_side and not vision.pre_norm
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -137,7 +137,7 @@ class Conversation:
                 return
             try:
                 self._obey(line)
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
                 self._notes.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
 
     def show(self, kind: Literal["image", "video"], path: str) -> None:
@@ -145,15 +145,21 @@ class Conversation:
 
         Raises:
             FileNotFoundError, ValueError: it cannot be opened.
+            ImportError: a clip, and no PyAV to read it.
         """
-        from qvl.media.image import image_hw, local_path
+        from qvl.media.clip import scan_clip
+        from qvl.media.image import image_hw
 
         file = str(Path(path).expanduser())
+        if "\\ " in file and not Path(file).exists():
+            file = file.replace("\\ ", " ")  # as terminals write the name of a file that is dropped on them
         if kind == "image":
             height, width = image_hw(file)
             self._note(f"{file}: {width} x {height} pixels (width x height)")
         else:
-            local_path(file, kind="video")
+            clip = scan_clip(file)
+            height, width = clip.stored_hw
+            self._note(f"{file}: {len(clip.pts)} frames, {clip.seconds[-1]:.1f} s, {width} x {height} pixels")
         self._pending.append({"type": kind, kind: file})
 
     def ask(self, question: str) -> Reply | None:
@@ -204,6 +210,8 @@ class Conversation:
             self.ask(line)
 
     def _save(self, file: Path) -> None:
+        if file.exists() and file.suffix != ".json":
+            raise ValueError(f"{file} exists already and is no .json file; choose another name")
         file.write_text(json.dumps(self._messages, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         self._note(f"{len(self._messages)} messages in {file}")
 

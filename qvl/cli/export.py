@@ -19,7 +19,7 @@ def export(
     model with the adapters in its weights.
 
     Args:
-        run: folder of the run, or its checkpoint folder.
+        run: folder of the run, its checkpoint folder, or one of the states in that.
         folder: where to write.
         merge: add the adapters to the weights and write the whole model.
         dtype: of the written weights (default: as trained).

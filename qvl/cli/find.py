@@ -38,13 +38,3 @@ def find_model(name: str) -> tuple[Qwen2VLConfig | QwenVLConfig, Preprocessing]:
         raise FileNotFoundError(f"{error}. Presets: {', '.join(known)}") from None
     config: Any = read_config(folder)
     return config, Preprocessing() if isinstance(config, QwenVLConfig) else read_preprocessing(folder)
-
-
-def find_qwen2_vl(name: str) -> tuple[Qwen2VLConfig, Preprocessing]:
-    """`find_model` where only a Qwen2-VL will do. Raises `ValueError` for another one."""
-    from qvl.models.qwen2_vl.config import Qwen2VLConfig
-
-    config, preprocessing = find_model(name)
-    if not isinstance(config, Qwen2VLConfig):
-        raise ValueError(f"{name} is a Qwen-VL; only a Qwen2-VL can be planned so far")
-    return config, preprocessing

@@ -39,6 +39,9 @@ VERBS: dict[str, Verb] = {
     "report": Verb("report:report", "a page about a run, or about several", "qvl report runs/demo runs/demo-qwen-vl"),
     "chat": Verb("chat:chat", "talk with a model about pictures", "qvl chat 'Where is the cat?' --image cat.jpg"),
     "serve": Verb("serve:serve", "answer OpenAI's clients, and people in a browser", "qvl serve runs/demo/model"),
+    "plan": Verb(
+        "plan:plan", "whether a training fits, and what it takes", "qvl plan 2b --memory 80 --pictures 1024x768"
+    ),
     "inspect": Verb("inspect:inspect", "sizes of a model, tokens of a picture", "qvl inspect 2b --image-size 1024x768"),
     "data parts": Verb(
         "data:parts",

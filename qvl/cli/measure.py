@@ -42,10 +42,12 @@ def measure(
     floors: bool = False,
     stamp: Mapping[str, Any] | None = None,
     at_once: int = 16,
+    easy_vqa: int = 0,
 ) -> EvalResult:
     """Asks `per_task` questions per task about scenes of `split`, shared evenly among the task's kinds of question.
 
     Args:
+        easy_vqa: ask so many of easy-VQA's test questions as well (they have no other held-out ones).
         floors: measure the best constant answer and the same model without the picture as well (twice the time).
         stamp: what else must be known to repeat the numbers.
         at_once: questions handed to the generator together; it changes the speed, not the answers.
@@ -56,10 +58,14 @@ def measure(
     if per_task < 1:
         raise ValueError(f"samples must be at least 1 per task, got {per_task}")
     suite, place = world_suite(world), World(world)
+    samples = _samples(place, split, per_task, suite)
+    if easy_vqa:
+        suite, drawn = (*suite, EasyVqaTask()), EasyVqa("test", style=world.style)
+        samples += drawn.questions(easy_vqa)
     return evaluate(
         generator,
         suite,
-        _samples(place, split, per_task, suite),
+        samples,
         out_dir,
         batch_size=at_once,
         chat_format=chat_format,

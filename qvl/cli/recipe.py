@@ -42,7 +42,7 @@ def read_recipe(
     found = _load(file)
     found |= {key: value for key, value in (changes or {}).items() if value is not None}
     for setting in settings:
-        _apply(found, setting)
+        apply_setting(found, setting)
     return as_config(found, str(file))
 
 
@@ -175,7 +175,8 @@ def _words_in(hint: Any) -> tuple[Any, ...]:
     return tuple(word for inner in get_args(hint) for word in _words_in(inner))
 
 
-def _apply(recipe: dict[str, Any], setting: str) -> None:
+def apply_setting(recipe: dict[str, Any], setting: str) -> None:
+    """Changes one value of a recipe's plain data: `KEY=VALUE`. Raises `ValueError` as `read_recipe`."""
     path, equals, text = setting.partition("=")
     keys = path.split(".")
     if not equals or not all(keys):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from qvl.engine.limits import Limits as Bounds
     from qvl.serve.config import ServeConfig
 
 
@@ -19,7 +19,10 @@ def serve(
     api_key_file: Path | None = None,
     max_tokens: int = 256,
     temperature: float = 0.0,
+    max_rows: int = 32,
     max_waiting: int = 64,
+    cache_tokens: int | None = None,
+    vision_cache_mib: int = 256,
     requests_per_minute: int = 0,
     concurrent: int = 0,
     max_body_mib: int = 64,
@@ -43,7 +46,11 @@ def serve(
         api_key_file: file of Bearer keys, one per line; without it nobody is asked for a key
         max_tokens: longest reply where a request does not say
         temperature: of requests that do not say; 0 = always the most likely token
+        max_rows: requests answered at the same time
         max_waiting: requests that may wait; more are told to come again (503)
+        cache_tokens: tokens whose keys and values are kept; by default one conversation of the model's full length and
+            1024 for each further row, or what fits into 4 GiB
+        vision_cache_mib: memory for pictures that are asked about again
         requests_per_minute: of each key; 0 = any number
         concurrent: requests of each key under way at once; 0 = any number
         max_body_mib: largest request, and largest upload
@@ -56,6 +63,7 @@ def serve(
         dtype: number format of the weights (default: float32; with quantize, bfloat16)
         quantize: int8 or int4 = weights of the language model rounded to integers: less memory, faster, less exact
     """
+    from qvl.engine.limits import Limits as Bounds
     from qvl.media.remote import RemotePolicy
     from qvl.serve.config import MIB, Limits, ServeConfig
 
@@ -78,14 +86,15 @@ def serve(
         limits=limits,
         drain_s=drain_s,
     )
-    _run(model, name, config, max_waiting, device, dtype, quantize)
+    bounds = Bounds(max_rows, cache_tokens=cache_tokens, vision_cache_mib=vision_cache_mib, max_waiting=max_waiting)
+    _run(model, name, config, bounds, device, dtype, quantize)
 
 
 def _run(
     model: str,
     name: str | None,
     config: ServeConfig,
-    max_waiting: int,
+    bounds: Bounds,
     device: str,
     dtype: Literal["float32", "bfloat16", "float16"] | None,
     quantize: Literal["int8", "int4"] | None,
@@ -105,11 +114,12 @@ def _run(
         with notes.status(f"loading {model} ..."):
             vlm = qvl.load(model, device=device, dtype=dtype, quantize=quantize)
         called = name or (Path(model).resolve().name if Path(model).is_dir() else model)
-        engine = vlm.live(called, replace(vlm.engine.limits, max_waiting=max_waiting))
+        engine = vlm.live(called, bounds)
         server = make_server(engine, config)
         host, port = sock.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        notes.print(f"{engine.model_name} answers at http://{shown}:{port}/v1; a page to try it: http://{shown}:{port}")
+        address = f"http://{shown}:{port}"
+        notes.print(f"{engine.model_name} answers at {address}/v1; a page to try it: {address}", soft_wrap=True)
         if config.host not in ("127.0.0.1", "localhost", "::1") and not config.api_keys:
             notes.print("Anybody who reaches this address can use it: --api-key-file asks for keys.", style="yellow")
         run(server, sock)

@@ -22,9 +22,10 @@ from qvl.models.lora import add_lora
 from qvl.models.qwen_vl.config import QwenVLConfig
 from qvl.models.registry import build_model, presets
 from qvl.models.vlm import VLMConfig
-from qvl.train.build import Built, build, for_pictures
-from qvl.train.config import TrainConfig
-from qvl.train.state import load_state
+from qvl.train.build import Built, build, for_pictures, outline
+from qvl.train.config import PartsConfig, TrainConfig
+from qvl.train.saved import read_model
+from qvl.train.state import fill_model
 
 _START = "start"
 """In the run's folder: the settings (no weights) of the model that it started from."""
@@ -34,7 +35,8 @@ def begin(config: TrainConfig, run: Path, writes: bool = True) -> Built:
     """The model before its first step and the processor it is to be used with.
 
     Args:
-        writes: keep the settings of the model that the run starts from (the first rank does).
+        writes: keep the settings of the folder or the parts that the run starts from (the first rank does), so that
+            its state becomes a model again without them.
 
     Raises:
         FileNotFoundError, ValueError: neither a preset nor a model folder, or one that the recipe does not fit.
@@ -43,10 +45,10 @@ def begin(config: TrainConfig, run: Path, writes: bool = True) -> Built:
         built = build(config, run / "tokenizer")
     else:
         built = _from_folder(config)
-        if writes:
-            with staged_folder(run / _START) as stage:
-                write_settings(built.model, stage, built.model.embed.weight.dtype)
-                save_processor(built.processor, stage)
+    if writes and (config.model not in presets() or config.parts != PartsConfig()):
+        with staged_folder(run / _START) as stage:
+            write_settings(built.model, stage, built.model.embed.weight.dtype)
+            save_processor(built.processor, stage)
     if config.lora is not None:
         add_lora(built.model, config.lora, config.seed)
     return built
@@ -55,8 +57,8 @@ def begin(config: TrainConfig, run: Path, writes: bool = True) -> Built:
 def processor_of(config: TrainConfig) -> Processor:
     """The processor a run trains with, without reading weights."""
     if config.model in presets():
-        return for_training(build(config).processor, config)
-    folder = _folder(config.model)
+        return for_training(outline(config).processor, config)
+    folder = _folder(config)
     return for_training(processor_for(_sizes(config, read_config(folder)), folder, "fast"), config)
 
 
@@ -80,28 +82,23 @@ def restore(path: Path) -> tuple[TrainConfig, Built, str]:
     """The recipe of a run, its model as last saved (with adapters, if it has them), and where that was.
 
     Args:
-        path: the run's folder, or its `checkpoint` folder. The model that the run started from is not needed.
+        path: the run's folder, its `checkpoint` folder, or one of the numbered ones in that. The model that
+            the run started from is not needed.
 
     Raises:
         FileNotFoundError: not a run, or nothing was saved yet.
         ValueError: a damaged state.
     """
-    run = path if (path / "config.yaml").is_file() else path.parent
-    if not (run / "config.yaml").is_file():
+    run = next((folder for folder in (path, *path.parents[:2]) if (folder / "config.yaml").is_file()), None)
+    if run is None:
         raise FileNotFoundError(f"{path} is no run of qvl train: there is no config.yaml in it or beside it")
     config = read_recipe(run / "config.yaml")
-    saved = load_state(run / "checkpoint")
-    if saved is None:
-        raise FileNotFoundError(f"{run} has saved nothing yet; its first state comes after save_every_minutes")
+    point, tensors = read_model(run / "checkpoint" if path == run else path)
     built = _started_from(run / _START) if (run / _START).is_dir() else build(config, run / "tokenizer")
     if config.lora is not None:
         add_lora(built.model, config.lora, config.seed)
-    built.model.load_state_dict(saved["model"], assign=True)
-    if built.model.config.tie_embeddings:
-        built.model.head.weight = built.model.embed.weight
-    names = [*(stage.name for stage in config.stages), ""]
-    where = f"{names[saved['stage']]}, step {saved['step']}" if names[saved["stage"]] else "the end"
-    return config, Built(built.model.eval(), built.processor.with_options(resize="exact")), where
+    fill_model(built.model, tensors)
+    return config, Built(built.model.eval(), built.processor.with_options(resize="exact")), str(point)
 
 
 def _started_from(folder: Path) -> Built:
@@ -114,7 +111,7 @@ def _started_from(folder: Path) -> Built:
 
 def _from_folder(config: TrainConfig) -> Built:
     """The model of a folder; a Qwen-VL for pictures of the recipe's size (its places are resized to any grid)."""
-    folder = _folder(config.model)
+    folder = _folder(config)
     model = load_model(folder).eval()
     model.config = _sizes(config, model.config)
     processor = processor_for(model.config, folder, "exact")
@@ -132,8 +129,16 @@ def _sizes(config: TrainConfig, found: VLMConfig) -> VLMConfig:
     return wanted
 
 
-def _folder(name: str) -> Path:
+def _folder(config: TrainConfig) -> Path:
+    name = config.model
     try:
-        return resolve(name)
+        folder = resolve(name)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"model: {error}. Presets are {', '.join(presets())}") from None
+    if config.parts != PartsConfig():
+        named = ", ".join(f"parts.{key}={value}" for key, value in vars(config.parts).items() if value)
+        raise ValueError(
+            f"{name} is a whole model, and the recipe names pretrained parts besides ({named}): leave parts out to go "
+            "on from that model, or name a preset (--model small) to begin with the parts"
+        )
+    return folder

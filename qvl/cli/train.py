@@ -26,6 +26,7 @@ def train(
     seed: int | None = None,
     threads: int | None = None,
     ranks: int = 1,
+    profile: int | None = None,
     smoke: bool = False,
     set: list[str] = [],  # noqa: B006  the option is called --set; the list is only read
 ) -> None:
@@ -48,6 +49,9 @@ def train(
         seed: seed of weights and data (default: the recipe's).
         threads: processor threads of each rank; 0 = all cores, shared among the ranks.
         ranks: processes that train together (torchrun works too); a step has as many tokens with any number of them.
+            Each holds the whole model unless the recipe's `parallel` says otherwise: --set parallel.shard=0 (FSDP2),
+            --set parallel.tensor=2, --set parallel.recompute=full; see docs/parallel.md.
+        profile: record so many steps, after the first two, into RUN/profile (open it in Perfetto).
         smoke: try the recipe in seconds: its family's small model on the embedded world, two steps per stage, nothing
             kept.
         set: any value of the recipe, e.g. --set stages.chat.optim.lr=1e-4; can be repeated.
@@ -55,6 +59,7 @@ def train(
     from qvl.cli.recipe import read_recipe
 
     changes = {"model": model, "minutes": minutes, "run": run, "seed": seed, "threads": threads}
+    changes |= {"profile_steps": profile}
     recipe = read_recipe(config, changes, [*_data_settings(data, image_root, boxes, strict), *set])
     if dry_run:
         from qvl.cli.training import look_only
@@ -74,7 +79,7 @@ def train_on(ranks: Ranks, recipe: TrainConfig) -> None:
     """What each rank does."""
     from qvl.cli.training import train_run
 
-    done = train_run(recipe, ranks=ranks, look=True)
+    done = train_run(recipe, ranks=ranks, look=True, for_all=False)
     if ranks.first:
         print(f"Trained for {done.seconds / 60:.1f} minutes. Model: {done.folder / 'model'}")
         if recipe.lora is not None:
@@ -88,7 +93,7 @@ def smoke_on(ranks: Ranks, recipe: TrainConfig, folder: str) -> None:
     from qvl.train.smoke import smoke
 
     short = smoke(recipe, folder)
-    done = train_run(short, ranks=ranks)
+    done = train_run(short, ranks=ranks, for_all=False)
     stages = "1 stage" if len(recipe.stages) == 1 else f"{len(recipe.stages)} stages"
     if ranks.first:
         print(f"The recipe runs: {stages} with {short.model} in {done.seconds:.1f} seconds; nothing was kept.")

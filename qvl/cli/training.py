@@ -42,7 +42,19 @@ from qvl.train.ranks import Ranks
 from qvl.train.trainer import Trainer
 
 FIRST_LOOK = "first_look.html"
-_MAY_CHANGE = ("run", "threads", "log_every", "save_every_minutes", "eval_samples", "final_eval_samples")
+_MAY_CHANGE = (
+    "run",
+    "threads",
+    "log_every",
+    "save_every_minutes",
+    "peak_tflops",
+    "profile_steps",
+    "keep",
+    "save_in_background",
+    "eval_samples",
+    "final_eval_samples",
+    "parallel",
+)
 """What a run that goes on may set anew."""
 
 
@@ -60,6 +72,7 @@ def train_run(
     ranks: Ranks | None = None,
     *,
     look: bool = False,
+    for_all: bool = True,
 ) -> TrainedRun:
     """Trains what is not trained yet and saves the model as `<run>/model`, adapters alone also as `<run>/adapter`.
     Every rank calls it, the first one writes.
@@ -68,6 +81,8 @@ def train_run(
         targets: `task/metric` -> value to reach, noted in summary.json for the report.
         ranks: the processes that train together; default: this one alone.
         look: before the first step, write samples as the model will see them to `<run>/first_look.html`.
+        for_all: every rank gets the trained model. False = where ranks hold pieces only the first does, the others get
+            one without values.
 
     Raises:
         ValueError: the folder holds a run with another recipe, or the recipe has no data.
@@ -81,13 +96,13 @@ def train_run(
     processor, seen = built.processor.with_options(resize="exact"), for_training(built.processor, config)
     if look and ranks.first and not (folder / "checkpoint").is_dir():
         write_first_look(config, seen, folder / FIRST_LOOK)
-    model = built.model.to(ranks.device)
     measure_stage = partial(_measure_stage, config, processor, ranks)
-    trainer = Trainer(config, model, seen, partial(sample_source, config), measure_stage, ranks)
+    trainer = Trainer(config, built.model, seen, partial(sample_source, config), measure_stage, ranks)
     trainer.fit()
+    model = trainer.parallel.whole_model(everywhere=for_all)
     if config.lora is not None and ranks.first:
-        save_adapter(built.model, folder / "adapter", config.lora, base=config.model)
-    merge_lora(built.model)
+        save_adapter(model, folder / "adapter", config.lora, base=config.model)
+    merge_lora(model)
     vlm = VLM(model.eval(), processor)
     if ranks.first:
         vlm.save(folder / "model")
@@ -164,7 +179,8 @@ def _measure_stage(
         common: dict[str, Any] = {"chat_format": stage.chat_format, "stamp": stamp, "at_once": 16 * ranks.place.size}
         if stage.source == "easy_vqa":
             return measure_easy_vqa(generator, config.eval_samples, out, style=stage.world.style, **common)
-        return measure(generator, stage.world, "dev", config.eval_samples, out, **common)
+        drawn = config.eval_samples if stage.easy_vqa else 0
+        return measure(generator, stage.world, "dev", config.eval_samples, out, easy_vqa=drawn, **common)
 
     measure_together(engine, ranks, ask)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from qvl.data.records import Sample
@@ -20,9 +21,9 @@ log = logging.getLogger(__name__)
 
 _LEAST_TOKENS = 4
 """No picture is made smaller than this (the released models' own lower bound)."""
-_TRIES = 3
+_TRIES = 6
 _MARGIN = 0.97
-"""Sides are rounded to whole tokens; aim a little lower."""
+"""Aim so much lower with every try."""
 
 
 class TooLarge(ValueError):
@@ -53,41 +54,74 @@ def fit(sample: Sample, processor: Processor, chat_format: ChatFormatName, token
         TooLarge: it cannot be made to fit; names the sample, its size and what to do.
         ValueError, OSError: as `prepare`.
     """
-    original = sample
+    prepared = prepare(sample, processor, chat_format)
+    size, seen = _size(prepared)
+    shown = sum(len(p.vision_rows_M) for p in prepared)
+    smaller, now, margin = prepared, (size, seen), 1.0
     for _ in range(_TRIES):
-        prepared = prepare(sample, processor, chat_format)
-        size, seen = sum(len(p.tokens_T) for p in prepared), sum(p.patch_count for p in prepared)
-        if size <= tokens and seen <= patches:
-            if sample is not original:
+        if now[0] <= tokens and now[1] <= patches:
+            if smaller is not prepared:
                 log.info("made the pictures of %s smaller: %d tokens, there is room for %d", sample.name, size, tokens)
-            return prepared
-        shown = sum(len(p.vision_rows_M) for p in prepared)
-        room = min((tokens - size + shown) / max(1, shown), patches / max(1, seen))
-        smaller = None if processor.config.square else _smaller(sample, prepared, room * _MARGIN, processor)
-        if smaller is None:
+            return smaller
+        margin *= _MARGIN  # sides are rounded to whole tokens
+        room = margin * min((tokens - size + shown) / max(1, shown), patches / max(1, seen))
+        changed = None if processor.config.square else _smaller(sample, prepared, room, processor)
+        if changed is None:
             break
-        sample = smaller
+        smaller = prepare(changed, processor, chat_format)
+        now = _size(smaller)
     raise TooLarge(
-        f"{original.name}: {size} tokens ({size - shown} of them text) and {seen} patches, there is room for {tokens} "
+        f"{sample.name}: {size} tokens ({size - shown} of them text) and {seen} patches, there is room for {tokens} "
         f"and {patches}; raise tokens_per_pack (or tokens_per_sample) or patches_per_pack, or split the conversation"
     )
 
 
+def _size(prepared: list[Prepared]) -> tuple[int, int]:
+    """Tokens and patches."""
+    return sum(len(p.tokens_T) for p in prepared), sum(p.patch_count for p in prepared)
+
+
 def _smaller(sample: Sample, prepared: list[Prepared], factor: float, processor: Processor) -> Sample | None:
-    """The sample with `factor` times the pixels in every picture; None if that would leave next to nothing."""
+    """The sample with `factor` times the pixels in its pictures together; None if that would leave next to nothing."""
     least = _LEAST_TOKENS * processor.config.geometry.factor**2
-    sizes = [v.resized_hw for p in prepared for v in p.visuals]
-    areas = iter([math.floor(height * width * factor) for height, width in sizes])
-    messages = []
-    for message in sample.messages:
-        parts: list[Part] = []
-        for part in message.parts:
-            if isinstance(part, Image | Video):
-                area = next(areas)
-                if area < least or part.resized_height is not None:
-                    return None
-                parts.append(replace(part, min_pixels=min(part.min_pixels or least, area), max_pixels=area))
-            else:
-                parts.append(part)
-        messages.append(Message(message.role, tuple(parts)))
-    return replace(sample, messages=tuple(messages)) if sizes else None
+    visuals = [v for p in prepared for v in p.visuals]
+    parts = [part for message in sample.messages for part in message.parts if isinstance(part, Image | Video)]
+    if not visuals or any(part.resized_height is not None for part in parts):
+        return None
+    areas = [height * width for height, width in (v.resized_hw for v in visuals)]
+    budgets = _share_out(areas, [v.grid[0] for v in visuals], factor, least)
+    if budgets is None:
+        return None
+    own = iter(budgets)
+    messages = tuple(
+        Message(message.role, tuple(_within(part, own, least) for part in message.parts)) for message in sample.messages
+    )
+    return replace(sample, messages=messages)
+
+
+def _within(part: Part, budgets: Iterator[int], least: int) -> Part:
+    if not isinstance(part, Image | Video):
+        return part
+    most = next(budgets)
+    return replace(part, min_pixels=min(part.min_pixels or least, most), max_pixels=most)
+
+
+def _share_out(areas: Sequence[int], times: Sequence[int], factor: float, least: int) -> list[int] | None:
+    """Areas that are `factor` of the given ones together, in proportion, but none under `least` (or under what it is).
+
+    Three pictures of 1000, 1000 and 10 pixels, half of all, none under 10: 498, 498, 10.
+
+    Args:
+        times: how often each area counts (frames of a clip).
+    """
+    lower = [min(area, least) for area in areas]
+    room = factor * sum(n * area for n, area in zip(times, areas, strict=True))
+    free = set(range(len(areas)))
+    while free:
+        taken = sum(times[i] * lower[i] for i in range(len(areas)) if i not in free)
+        share = (room - taken) / sum(times[i] * areas[i] for i in free)
+        bound = {i for i in free if share * areas[i] < lower[i]}
+        if not bound:
+            return [math.floor(share * area) if i in free else lower[i] for i, area in enumerate(areas)]
+        free -= bound
+    return None

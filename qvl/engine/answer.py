@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 from torch import Tensor
@@ -48,24 +49,24 @@ class Answer:
     def __init__(
         self,
         request: Request,
+        prompt: Sequence,
         processor: Processor,
         grammars: Grammars,
         *,
-        max_positions: int,
         page_tokens: int,
         salt: Callable[[int], bytes],
     ) -> None:
-        """`salt`: prompt length -> what keys and values depend on besides the tokens.
+        """
+        Args:
+            prompt: of the request (`open_prompt`).
+            salt: prompt length -> what keys and values depend on besides the tokens.
 
         Raises:
-            ValueError, FileNotFoundError: what the processor refuses; no room for the reply; an impossible schema.
+            ValueError: an impossible schema.
         """
-        messages = parse_messages(request.messages)
         self.sampling = request.sampling
         chat = processor.chat(request.chat_format)
-        prompt = processor.sequence(messages, generation_prompt=True, chat_format=request.chat_format)
         tokens = len(prompt.tokens_T)
-        _check_room(prompt, self.sampling.max_new_tokens, max_positions)
         schema = self.sampling.json_schema
         grammar = None if schema is None else grammars.json(schema, chat.stop_ids)
         looks = looks_of(prompt)
@@ -73,6 +74,8 @@ class Answer:
         most = tokens + self.sampling.max_new_tokens - 1  # the last token that is generated is never read
         self.track = Track(0, tokens, most, self.content.page_key, looks)
         self.sights = _sights(prompt, self.track)
+        self.held_bytes = sum(sight.patches_PC.nbytes for sight in self.sights.values())
+        """Of pixels that nobody has seen yet."""
         self.vectors: dict[bytes, Tensor] = {}
         """Vision vectors by digest, held as long as the request may have to be computed again."""
         self.sampler = Sampler(self.sampling, prompt.tokens_T.tolist(), grammar)
@@ -90,7 +93,7 @@ class Answer:
         self._stop_ids = chat.stop_ids
         self._vision_tokens = len(prompt.vision_rows_M)
         self._resized_to = tuple(v.resized_hw for v in prompt.visuals)
-        self._scene = _scene(messages, prompt, processor)
+        self._scene = _scene(parse_messages(request.messages), prompt, processor)
         self._logprobs: list[float] = []
         self._told: list[TokenLogprob] = []
         self._streamed = 0
@@ -132,7 +135,8 @@ class Answer:
         """Takes the vision vectors of a look; its pixels are not needed any more."""
         self.vectors[digest] = vectors_MD
         self.track.seen.add(digest)
-        self.sights.pop(digest, None)
+        sight = self.sights.pop(digest, None)
+        self.held_bytes = max(0, self.held_bytes - (0 if sight is None else sight.patches_PC.nbytes))
 
     def fail(self, error: Exception) -> None:
         """Ends the reply because something went wrong."""
@@ -168,13 +172,24 @@ class Answer:
         return len(self._resized_to) - len(self.saw) if self.started else 0
 
 
+def open_prompt(request: Request, processor: Processor, max_positions: int) -> Sequence:
+    """The request's prompt, its pictures cut up.
+
+    Raises:
+        ValueError, FileNotFoundError: what the processor refuses; no room for the reply. That is told before pixels are
+            decoded: sizes stand in the headers, and pixels may be many times the file.
+    """
+    room = partial(_check_room, max_new_tokens=request.sampling.max_new_tokens, max_positions=max_positions)
+    messages = parse_messages(request.messages)
+    return processor.sequence(messages, generation_prompt=True, chat_format=request.chat_format, admit=room)
+
+
 def _scene(messages: tuple[Message, ...], prompt: Sequence, processor: Processor) -> Scene:
     coordinates = [Coordinates(v.original_hw, v.resized_hw) for v in prompt.visuals]
     return scene_of(messages, coordinates, processor.tokenizer.family.markup)
 
 
-def _check_room(prompt: Sequence, max_new_tokens: int, max_positions: int) -> None:
-    tokens, vision = len(prompt.tokens_T), len(prompt.vision_rows_M)
+def _check_room(tokens: int, vision: int, max_new_tokens: int, max_positions: int) -> None:
     if tokens == 0:
         raise ValueError("the prompt is empty: there is nothing to go on from")
     if tokens + max_new_tokens > max_positions:

@@ -6,7 +6,7 @@ Knows: what can be asked and what comes back. Does not know: models, tensors, pi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -164,6 +164,11 @@ class Ticket(Protocol):
         """Blocks until the next piece; the last item is the `Reply`, whatever happened."""
         ...
 
+    def listen(self, sink: Callable[[Delta | Reply], None]) -> None:
+        """Instead of iterating, once: `sink` gets every piece, those that wait already at once and the others from the
+        engine's thread, which it must not hold up. The last one is the `Reply`."""
+        ...
+
     def cancel(self) -> None:
         """Idempotent. Its memory is freed before the next step; the iterator ends with `finish_reason="cancelled"`."""
         ...
@@ -202,6 +207,13 @@ class LiveEngine(Protocol):
         Raises:
             ValueError, FileNotFoundError: it can never be answered; the message names the number to change.
             QueueFull: too many wait, or the engine is closed.
+        """
+        ...
+
+    def submit_all(self, requests: Sequence[Request]) -> Sequence[Ticket]:
+        """Requests that ask the same messages (the very same object): all or none, their pictures opened once.
+
+        Raises: as `submit`.
         """
         ...
 

@@ -26,6 +26,11 @@ class Limits:
     """Vision vectors kept for pictures that are asked about again. 0 = none."""
     max_waiting: int = 256
     """Requests that may wait in a live engine; the next one is turned away."""
+    max_held_mib: int = 2048
+    """Pixels (as float32 patches: 294 MiB of a picture of 12.8 megapixels) of requests that a live engine has not seen
+    yet; a request that comes on top of that is turned away."""
+    max_preparing: int = 4
+    """Requests whose pictures a live engine opens at the same time."""
 
     def __post_init__(self) -> None:
         for f in fields(self):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from queue import SimpleQueue
@@ -33,6 +33,8 @@ class LiveTicket:
         self.answer = answer
         self._call_off = call_off
         self._items: SimpleQueue[Delta | Reply] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._sink: Callable[[Delta | Reply], None] | None = None
 
     def __iter__(self) -> Iterator[Delta | Reply]:
         while True:
@@ -46,8 +48,15 @@ class LiveTicket:
     def cancel(self) -> None:
         self._call_off(self)
 
+    def listen(self, sink: Callable[[Delta | Reply], None]) -> None:
+        with self._lock:
+            while not self._items.empty():
+                sink(self._items.get())
+            self._sink = sink
+
     def put(self, item: Delta | Reply) -> None:
-        self._items.put(item)
+        with self._lock:
+            (self._sink or self._items.put)(item)
 
 
 @final
@@ -65,6 +74,7 @@ class Live:
         self._called_off: deque[LiveTicket] = deque()
         self._open: set[LiveTicket] = set()
         self._preparing = 0
+        self._may_prepare = threading.BoundedSemaphore(self._limits.max_preparing)
         self._closed = ""
         """Why nothing new is taken; empty = it is."""
         self._stopped = False
@@ -77,24 +87,30 @@ class Live:
             ValueError, FileNotFoundError: it can never be answered; the message names the number to change.
             QueueFull: too many wait, or the engine is closed.
         """
+        return self.submit_all([request])[0]
+
+    def submit_all(self, requests: Sequence[Request]) -> list[LiveTicket]:
+        """Requests that ask the same messages: all or none, their pictures opened once. Raises as `submit`."""
         with self._changed:
-            self._check_open()
-            self._preparing += 1
+            self._check_open(len(requests))
+            self._preparing += len(requests)
         try:
-            answer = self._session.prepare(request)
+            with self._may_prepare:
+                answers = self._session.prepare_all(requests)
         except BaseException:
             with self._changed:
-                self._preparing -= 1
+                self._preparing -= len(requests)
             raise
-        ticket = LiveTicket(answer, self._call_off)
+        tickets = [LiveTicket(answer, self._call_off) for answer in answers]
         with self._changed:
-            self._preparing -= 1
+            self._preparing -= len(requests)
             if self._closed:
                 raise QueueFull(self._closed)
-            self._open.add(ticket)
-            self._inbox.append(ticket)
+            self._check_held(answers[0])
+            self._open.update(tickets)
+            self._inbox.extend(tickets)
             self._changed.notify_all()
-        return ticket
+        return tickets
 
     def stats(self) -> EngineStats:
         with self._changed:
@@ -110,14 +126,22 @@ class Live:
             self._changed.notify_all()
         self._thread.join()
 
-    def _check_open(self) -> None:
+    def _check_open(self, count: int) -> None:
         if self._closed:
             raise QueueFull(self._closed)
         most = self._limits.max_rows + self._limits.max_waiting
-        if len(self._open) + self._preparing >= most:
+        if len(self._open) + self._preparing + count > most:
             raise QueueFull(
                 f"{most} requests are being answered or wait (max_rows={self._limits.max_rows}, "
                 f"max_waiting={self._limits.max_waiting}); try again later"
+            )
+
+    def _check_held(self, answer: Answer) -> None:
+        held, most = sum(ticket.answer.held_bytes for ticket in self._open), self._limits.max_held_mib << 20
+        if held and held + answer.held_bytes > most:
+            raise QueueFull(
+                f"the pictures of this request take {answer.held_bytes >> 20} MiB, those of requests before it "
+                f"{held >> 20} MiB (max_held_mib={self._limits.max_held_mib}); try again later"
             )
 
     def _call_off(self, ticket: LiveTicket) -> None:

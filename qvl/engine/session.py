@@ -7,13 +7,13 @@ Does not know: threads, how many callers there are, how any of the parts works.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
 import torch
 
-from qvl.engine.answer import Answer
+from qvl.engine.answer import Answer, open_prompt
 from qvl.engine.api import Delta, EngineStats, Reply, Request
 from qvl.engine.grammar import Grammars
 from qvl.engine.kv_pool import PagePool
@@ -109,16 +109,31 @@ class Session:
         Raises:
             ValueError, FileNotFoundError: it cannot be answered, and why.
         """
-        answer = Answer(
-            request,
-            self._processor,
-            self._grammars,
-            max_positions=self._model.config.max_positions,
-            page_tokens=self._limits.page_tokens,
-            salt=lambda tokens: _salt(self._model.config.text, tokens),
-        )
-        self._scheduler.check(answer.track)
-        return answer
+        return self.prepare_all([request])[0]
+
+    def prepare_all(self, requests: Sequence[Request]) -> list[Answer]:
+        """The same for requests that ask the same messages: their pictures are opened once and held once.
+
+        Raises: as `prepare`.
+        """
+        first = requests[0]
+        assert all(r.messages is first.messages and r.chat_format == first.chat_format for r in requests)
+        longest = max(requests, key=lambda r: r.sampling.max_new_tokens)
+        prompt = open_prompt(longest, self._processor, self._model.config.max_positions)
+        answers = []
+        for request in requests:
+            answer = Answer(
+                request,
+                prompt,
+                self._processor,
+                self._grammars,
+                page_tokens=self._limits.page_tokens,
+                salt=lambda tokens: _salt(self._model.config.text, tokens),
+            )
+            self._scheduler.check(answer.track)
+            answer.held_bytes = 0 if answers else answer.held_bytes
+            answers.append(answer)
+        return answers
 
     def add(self, answer: Answer, sink: Sink) -> None:
         """Queues a prepared request. `sink` gets its pieces and at last, whatever happens, its reply.

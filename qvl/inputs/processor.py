@@ -7,7 +7,7 @@ Does not know: what a picture costs in tokens (`vision`), models, caches, batchi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 from typing import Any
@@ -21,12 +21,15 @@ from qvl.inputs.sequence import Sequence, next_token_labels, pack
 from qvl.inputs.vision import Seen, vision
 from qvl.media.load import Visual
 from qvl.text.chat import ChatFormat, chat_format
-from qvl.text.chunks import Chunk, TextChunk
+from qvl.text.chunks import Chunk, TextChunk, VideoChunk
 from qvl.text.messages import Message, Text, parse_messages
 from qvl.text.targets import check_targets
 from qvl.text.tokenizer import Tokenizer
 
 __all__ = ["ChatFormatName", "Processor", "ProcessorConfig", "Resize", "Square"]
+
+Admit = Callable[[int, int], None]
+"""(tokens, how many of them are pictures) -> nothing, or an error that says why they are too many."""
 
 
 class _Expansion:
@@ -148,13 +151,18 @@ class Processor:
         labels: bool = False,
         chat_format: ChatFormatName | None = None,
         name: str = "",
+        admit: Admit | None = None,
     ) -> Sequence:
-        """Prepares one conversation: renders it, opens its media, expands placeholders, computes positions."""
+        """Prepares one conversation: renders it, opens its media, expands placeholders, computes positions.
+
+        `admit(tokens, vision)` hears, before any pixel is decoded and again after each clip, how many tokens the
+        conversation has at least and how many of them are pictures; it raises to stop there.
+        """
         turns = self._parse(messages, labels, name)
         chunks = self.chat(chat_format).render(
             turns, generation_prompt=generation_prompt, number_pictures=number_pictures
         )
-        return self._expand(chunks).close(self.config.rope_axes, labels, name)
+        return self._expand(chunks, admit).close(self.config.rope_axes, labels, name)
 
     def branches(
         self,
@@ -168,13 +176,14 @@ class Processor:
 
         `messages`: (system,) user with pictures, assistant, user, assistant, ... Each branch computes what the
         conversation (system, user with pictures and this question, assistant) would compute alone. Without a picture
-        in the first user turn there is nothing to share and the result is the one sequence of the whole conversation.
+        in the first user turn there is nothing to share, and with pictures in later ones there is more than a
+        beginning: then the result is the one sequence of the whole conversation.
         """
         turns = self._parse(messages, labels, name)
         lead = turns[: next(i for i, m in enumerate(turns) if m.role == "user")]
         asked, answered = turns[len(lead) :: 2], turns[len(lead) + 1 :: 2]
         media = tuple(p for p in asked[0].parts if not isinstance(p, Text))
-        if not media:
+        if not media or any(not isinstance(p, Text) for question in asked[1:] for p in question.parts):
             return [self.sequence(turns, labels=labels, chat_format=chat_format, name=name)]
         chat = self.chat(chat_format)
         axes = self.config.rope_axes
@@ -198,13 +207,22 @@ class Processor:
                 raise ValueError(f"{name}: {error}" if name else str(error)) from None
         return turns
 
-    def _expand(self, chunks: Seq[Chunk]) -> _Expansion:
+    def _expand(self, chunks: Seq[Chunk], admit: Admit | None = None) -> _Expansion:
         out = _Expansion()
+        words = shown = 0
+        if admit is not None:
+            words = sum(len(c.ids) if isinstance(c, TextChunk) else 2 for c in chunks)
+            shown = sum(self._vision.cost(c) for c in chunks if not isinstance(c, TextChunk))
+            admit(words + shown, shown)
         for chunk in chunks:
             if isinstance(chunk, TextChunk):
                 out.text(chunk)
-            else:
-                out.vision(self._vision.see(chunk))
+                continue
+            seen = self._vision.see(chunk)
+            out.vision(seen)
+            if admit is not None and isinstance(chunk, VideoChunk):
+                shown += len(seen.slots)
+                admit(words + shown, shown)
         return out
 
     def chat(self, name: ChatFormatName | None = None) -> ChatFormat:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from qvl.inputs.config import ProcessorConfig, Square
-from qvl.media.load import Visual, load_image, load_square, load_video
+from qvl.media.load import Visual, image_file_grid, load_image, load_square, load_video
 from qvl.text.chunks import ImageChunk, Shown, VideoChunk, WordPictureChunk
 from qvl.text.family import QWEN_VL
 from qvl.text.tokenizer import Tokenizer
@@ -43,6 +43,14 @@ class Vision(ABC):
 
         Raises:
             FileNotFoundError, ValueError: what cannot be opened or shown, and why.
+        """
+
+    @abstractmethod
+    def cost(self, chunk: Shown) -> int:
+        """Vision tokens that a picture takes, from its header: no pixel is decoded. 0 for a clip: what it takes is
+        known only when it is opened, and it takes no more than the budget's `max_tokens`.
+
+        Raises: as `see`, except for damage that only decoding can find.
         """
 
 
@@ -81,6 +89,15 @@ class FreeGrid(Vision):
         grid = t, h // c.geometry.merge, w // c.geometry.merge
         return Seen(visual, self._start, (pad,) * (grid[0] * grid[1] * grid[2]), self._end, grid)
 
+    def cost(self, chunk: Shown) -> int:
+        if isinstance(chunk, WordPictureChunk):
+            return len(chunk.ids)
+        if isinstance(chunk, VideoChunk):
+            return 0
+        c = self._config
+        _, h, w = image_file_grid(**vars(chunk.part), geometry=c.geometry, budget=c.pixels)
+        return h * w // c.geometry.merge**2
+
 
 @final
 class FixedSquare(Vision):
@@ -108,6 +125,9 @@ class FixedSquare(Vision):
         visual = load_square(source, side=side, geometry=c.geometry, resize=c.resize)
         slots = path_slots(source, self._square.slots, self._pad)
         return Seen(visual, self._start, slots, self._end, (1, 1, len(slots)))
+
+    def cost(self, chunk: Shown) -> int:
+        return self._square.slots
 
 
 def path_slots(source: Any, count: int, pad: int) -> tuple[int, ...]:

@@ -60,8 +60,13 @@ class AttnContext(ABC):
 class PackedContext(AttnContext):
     """No past: each sequence and each vision segment of a batch attends to itself."""
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, *, fused: bool = False) -> None:
+        """
+        Args:
+            fused: take the fused kernel always, as other devices than the CPU do.
+        """
         device = batch.tokens_T.device
+        self._fused = fused
         self._text = SegmentPlan.build(batch.seq_lens, causal=True, device=device, parents=batch.parents)
         self._vision = SegmentPlan.build(batch.segment_lens, causal=False, device=device)
         past = (batch.seq_lens[p] if p >= 0 else 0 for p in batch.parents or (-1,) * len(batch.seq_lens))
@@ -72,10 +77,10 @@ class PackedContext(AttnContext):
         return self._spans
 
     def text(self, layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
-        return self._text.attend(q_TNH, k_TKH, v_TKH)
+        return self._text.attend(q_TNH, k_TKH, v_TKH, fused=self._fused)
 
     def vision(self, q_PNH: Tensor, k_PNH: Tensor, v_PNH: Tensor) -> Tensor:
-        return self._vision.attend(q_PNH, k_PNH, v_PNH)
+        return self._vision.attend(q_PNH, k_PNH, v_PNH, fused=self._fused)
 
 
 @dataclass(frozen=True)
@@ -139,16 +144,16 @@ class SegmentPlan:
             filled += group.segments * group.length
         return cls(groups, order_T.to(device), causal)
 
-    def attend(self, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
+    def attend(self, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, *, fused: bool = False) -> Tensor:
         """Attention within segments, scaled by H^-0.5: `[T, N, H]`, `[T, K, H]` x 2 -> `[T, N, H]`."""
         if not self._groups:
             return q_TNH
-        outs = [self._attend_group(g, q_TNH, k_TKH, v_TKH) for g in self._groups]
+        outs = [self._attend_group(g, q_TNH, k_TKH, v_TKH, fused) for g in self._groups]
         if self._order_T is None:
             return outs[0]
         return torch.cat(outs).index_select(0, self._order_T)
 
-    def _attend_group(self, group: _Group, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
+    def _attend_group(self, group: _Group, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, fused: bool) -> Tensor:
         def take(x: Tensor, rows_X: Tensor | None) -> Tensor:
             if rows_X is None:
                 x = x[group.start : group.start + group.segments * group.length]
@@ -157,9 +162,8 @@ class SegmentPlan:
             return x.unflatten(0, (group.segments, -1)).transpose(1, 2)
 
         keys_X = group.queries_X if group.keys_X is None else group.keys_X
-        out = attend_dense(
-            take(q_TNH, group.queries_X), take(k_TKH, keys_X), take(v_TKH, keys_X), self._causal, group.hidden_SLY
-        )
+        q, k, v = take(q_TNH, group.queries_X), take(k_TKH, keys_X), take(v_TKH, keys_X)
+        out = attend_dense(q, k, v, self._causal, group.hidden_SLY, fused=fused)
         return out.transpose(1, 2).flatten(0, 1)
 
 
@@ -218,21 +222,32 @@ def bucket_similar(lens: tuple[int, ...], members: list[int]) -> list[list[int]]
 
 
 def attend_dense(
-    q_SNLH: Tensor, k_SKYH: Tensor, v_SKYH: Tensor, causal: bool, hidden_SLY: Tensor | None = None
+    q_SNLH: Tensor,
+    k_SKYH: Tensor,
+    v_SKYH: Tensor,
+    causal: bool,
+    hidden_SLY: Tensor | None = None,
+    *,
+    fused: bool = False,
 ) -> Tensor:
     """Attention of `S` segments of one length: `[S, N, L, H]`, `[S, K, Y, H]` x 2 -> `[S, N, L, H]`.
 
     `hidden_SLY` (True = not seen) replaces the causal triangle if given. Short segments on the CPU take explicit
     matmul + softmax (its backward is about twice as fast there), everything else the fused kernel, which never holds
-    the L x L scores. float32 only: bfloat16 would round the scores, and Qwen2's large query and key biases make those
-    so large that this shows (relative error 0.11 against 0.002 at scores around 100).
+    the L x L scores. In float32, also when a backward pass follows under autocast (the fused kernel's bfloat16 backward
+    is slower than that): bfloat16 would round the scores, and Qwen2's large query and key biases make those so large
+    that this shows (relative error 0.11 against 0.002 at scores around 100).
     """
     segments, heads, length, _ = q_SNLH.shape
-    short = explicit(segments, heads, length, k_SKYH.shape[2])
-    if short and q_SNLH.device.type == "cpu" and q_SNLH.dtype == torch.float32:
+    short = not fused and explicit(segments, heads, length, k_SKYH.shape[2]) and q_SNLH.device.type == "cpu"
+    lower = torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
+    if short and (lower or q_SNLH.dtype == torch.float32):
         if hidden_SLY is None and causal:
             hidden_SLY = torch.ones(1, length, length, dtype=torch.bool, device=q_SNLH.device).triu_(1)
-        return _attend_explicit(q_SNLH, k_SKYH, v_SKYH, hidden_SLY)
+        if not lower:
+            return _attend_explicit(q_SNLH, k_SKYH, v_SKYH, hidden_SLY)
+        with torch.autocast("cpu", enabled=False):
+            return _attend_explicit(q_SNLH.float(), k_SKYH.float(), v_SKYH.float(), hidden_SLY)
     grouped = k_SKYH.shape[1] != heads
     seen = None if hidden_SLY is None else ~hidden_SLY[:, None]
     return F.scaled_dot_product_attention(

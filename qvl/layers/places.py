@@ -72,7 +72,8 @@ class PatchPlaces:
         lens_G = torch.tensor(lens, dtype=torch.long)
         start_G = torch.tensor([starts[hw] for hw in pictures], dtype=torch.long)
         width_G = torch.tensor([w for _, w in pictures], dtype=torch.long)
-        start_width_2P = torch.stack((start_G, width_G)).repeat_interleave(lens_G, dim=1).to(patch_hw_2P.device)
+        start_width_2G = torch.stack((start_G, width_G))
+        start_width_2P = start_width_2G.repeat_interleave(lens_G, dim=1, output_size=sum(lens)).to(patch_hw_2P.device)
         rows_P = start_width_2P[0] + patch_hw_2P[0] * start_width_2P[1] + patch_hw_2P[1]
         return cls(tuple(starts), rows_P, lens)
 

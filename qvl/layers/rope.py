@@ -35,7 +35,9 @@ def text_angles(positions_RT: Tensor, size: int, theta: float, sections: tuple[i
     if positions_RT.shape[0] == 1:
         return positions_RT[0].float()[:, None] * inv_F
     axis_F = torch.repeat_interleave(
-        torch.arange(len(sections), device=inv_F.device), torch.tensor(sections, device=inv_F.device)
+        torch.arange(len(sections), device=inv_F.device),
+        torch.tensor(sections, device=inv_F.device),
+        output_size=size // 2,
     )
     return positions_RT.index_select(0, axis_F).float().T * inv_F
 

@@ -197,7 +197,10 @@ def _blame(name: str):
 
 
 def _orientation(picture: Image.Image) -> int:
-    """EXIF orientation 1..8; 1 (upright) also where the EXIF block is absent or unreadable."""
+    """EXIF orientation 1..8; 1 (upright) also where the EXIF block is absent or unreadable, and for TIFF, which Pillow
+    turns upright itself while it decodes."""
+    if picture.format == "TIFF":
+        return 1
     try:
         return int(picture.getexif().get(_EXIF_ORIENTATION, 1))
     except (SyntaxError, ValueError, TypeError, KeyError, OSError, IndexError, OverflowError):

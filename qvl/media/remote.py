@@ -76,7 +76,7 @@ def is_public(address: str) -> bool:
         if ip in _NAT64:  # how an IPv6-only network writes an IPv4 address
             return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
         hidden = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
-        if hidden and not is_public(str(hidden)):
+        if (hidden and not is_public(str(hidden))) or ip.is_site_local:
             return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 

@@ -24,7 +24,7 @@ class VideoBudget:
     fps           how many frames per second of the clip are wanted
     min_frames    a short clip gives at least so many frames (as far as it has them)
     max_frames    a long clip gives at most so many
-    min_pixels    a frame smaller than this (h * w) is enlarged; yields to every upper limit below
+    min_pixels    a frame smaller than this (h * w) is enlarged; yields to max_pixels and max_tokens
     max_pixels    a frame larger than this is shrunk: 768 tokens in a frame of its own
     total_pixels  SOFT cap on the whole video, in token pixels (T / 2 * h * w): lowers max_pixels when there are
                   many frames, but never below 1.05 * min_pixels, so 768 frames still cost about 46,000 tokens.

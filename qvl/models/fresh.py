@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from qvl.layers.decoder import Decoder, DecoderLayer
+from qvl.models.qwen2_vl.vit import Merger
 
 _LIKENESS = 1.5
 """Queries and keys of a head of likeness, relative to the others' deviation."""
@@ -23,6 +24,9 @@ _PLACE_SCORE = 5.0
 """Attention score of a head of place for the mark itself; it falls as the cosine of the distance."""
 _PLACE_FREQUENCIES = 6
 """How many of an axis' frequencies, the fastest, a head of place looks at: the others hardly turn within a picture."""
+
+_TRIED_TOKENS = 256
+"""Tokens made of random numbers, to find out how long a merger's output is."""
 
 
 @torch.no_grad()
@@ -90,6 +94,21 @@ def begin_with_places(decoder: Decoder, mark_D: Tensor) -> None:
         chosen_F[start : start + min(count, _PLACE_FREQUENCIES)] = 1
         query_H = key_H * chosen_F.repeat(2)  # a frequency turns entries i and i + H / 2
         layer.qkv.bias[(n + 1) * size : (n + 2) * size] = query_H * (_PLACE_SCORE * size**0.5 / (query_H @ key_H))
+
+
+@torch.no_grad()
+def begin_as_long_as_words(merger: Merger, words_VD: Tensor, seed: int) -> None:
+    """Scales a new merger's output so that vision tokens are as long as word vectors.
+
+    A pretrained decoder adds to its residual stream in proportion to words. To vision tokens many times as long it
+    would add next to nothing, and hardly change them on their way to the answer.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows_PE = torch.randn(_TRIED_TOKENS * merger.group, merger.norm.weight.shape[0], generator=generator)
+    begun_MD = merger(rows_PE)
+    ratio = words_VD.norm(dim=1).mean() / begun_MD.norm(dim=1).mean()
+    merger.fc2.weight *= ratio
+    merger.fc2.bias *= ratio
 
 
 def _first_heads(layer: DecoderLayer) -> list[tuple[int, int]]:

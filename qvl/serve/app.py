@@ -52,22 +52,23 @@ def create_app(engine: LiveEngine, config: ServeConfig | None = None) -> FastAPI
     _add_chat(app, engine, chat)
     _add_files(app, config, uploads)
 
-    @app.get("/health")
-    def health() -> dict[str, str]:
+    # Not in the thread pool, whose threads may all be busy with pictures: whoever watches the server gets an answer.
+    @app.api_route("/health", methods=["GET", "HEAD"])
+    async def health() -> dict[str, str]:
         return {"status": "ok"}
 
     @app.get("/metrics")
-    def metrics_text() -> Response:
+    async def metrics_text() -> Response:
         return PlainTextResponse(
             metrics.text(engine.stats(), uploads.used_bytes), media_type="text/plain; version=0.0.4"
         )
 
-    @app.get("/")
-    def page() -> Response:
+    @app.api_route("/", methods=["GET", "HEAD"])
+    async def page() -> Response:
         return page_response("index.html")
 
     @app.get("/page/{name}")
-    def page_file(name: str) -> Response:
+    async def page_file(name: str) -> Response:
         return page_response(name)
 
     return app
@@ -77,11 +78,11 @@ def _add_chat(app: FastAPI, engine: LiveEngine, chat: ChatEndpoint) -> None:
     model = {"id": engine.model_name, "object": "model", "created": int(time.time()), "owned_by": "qvl"}
 
     @app.get("/v1/models")
-    def models() -> dict[str, Any]:
+    async def models() -> dict[str, Any]:
         return {"object": "list", "data": [model]}
 
     @app.get("/v1/models/{name:path}")
-    def one_model(name: str) -> dict[str, Any]:
+    async def one_model(name: str) -> dict[str, Any]:
         if name != engine.model_name:
             raise ApiError(f"there is no model {name[:100]!r} here", status=404, code="model_not_found")
         return model
@@ -108,18 +109,18 @@ def _add_files(app: FastAPI, config: ServeConfig, uploads: Uploads) -> None:
             raise ApiError(str(error), param="file") from error
 
     @app.get("/v1/files")
-    def files(request: Request) -> dict[str, Any]:
+    async def files(request: Request) -> dict[str, Any]:
         return {"object": "list", "data": [_told(u) for u in uploads.list(request.state.owner)], "has_more": False}
 
     @app.get("/v1/files/{file_id}")
-    def one_file(file_id: str, request: Request) -> dict[str, Any]:
+    async def one_file(file_id: str, request: Request) -> dict[str, Any]:
         found = uploads.get(request.state.owner, file_id)
         if found is None:
             raise _no_file(file_id)
         return _told(found)
 
     @app.delete("/v1/files/{file_id}")
-    def delete_file(file_id: str, request: Request) -> dict[str, Any]:
+    async def delete_file(file_id: str, request: Request) -> dict[str, Any]:
         if not uploads.delete(request.state.owner, file_id):
             raise _no_file(file_id)
         return {"id": file_id, "object": "file", "deleted": True}
@@ -138,6 +139,8 @@ async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     param, code = (error.param, error.code) if isinstance(error, ApiError) else (None, None)
     message = error.detail if isinstance(error, ApiError) else f"{error.detail} (status {error.status_code})"
+    if isinstance(error.__cause__, UnicodeDecodeError):
+        message, code = f"the body is not JSON in UTF-8: {error.__cause__}", "invalid_json"
     headers = dict(error.headers or {}) | ({"Connection": "close"} if error.status_code in (408, 413) else {})
     return JSONResponse(error_body(error.status_code, message, param, code), error.status_code, headers)
 

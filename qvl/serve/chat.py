@@ -62,7 +62,7 @@ class ChatEndpoint:
             except BaseException:
                 await items.aclose()
                 raise
-            return EventStream(answer.events(first, items), self._config.limits.write_s)
+            return EventStream(answer.events(first, items))
         async with aclosing(items):
             async for number, item in items:
                 answer.take(number, item)

@@ -5,7 +5,7 @@ Knows: the options and their bounds. Does not know: how they are carried out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from qvl.media.remote import RemotePolicy
@@ -18,6 +18,8 @@ class Limits:
     """What one request, one key and one slow client may cost."""
 
     body_bytes: int = 64 * MIB
+    bodies_total_bytes: int = 1024 * MIB
+    """All bodies of requests under way together; a request on top of that is told to come again (503)."""
     upload_bytes: int = 64 * MIB
     """One uploaded file."""
     uploads_total_bytes: int = 512 * MIB
@@ -28,6 +30,8 @@ class Limits:
     """Pictures and clips in one request."""
     source_pixels: int = 64_000_000
     """Of one picture or frame as stored, read from its header."""
+    clip_pixels: int = 100_000_000_000
+    """Of all frames of one clip as stored: 27 minutes of 1920 x 1080 at 30 frames a second."""
     choices: int = 8
     """`n` of a request."""
     requests_per_minute: int = 0
@@ -40,12 +44,14 @@ class Limits:
     request_s: float = 600.0
     """From the whole body to the end of the reply; what there is by then is the reply."""
     write_s: float = 60.0
-    """A client that takes nothing of a stream for so long is let go."""
+    """A client that takes nothing of its answer for so long is let go."""
 
     def __post_init__(self) -> None:
-        for name in ("body_bytes", "upload_bytes", "messages", "media", "source_pixels", "choices", "request_s"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"limit {name} must be positive, got {getattr(self, name)}")
+        may_be_zero = ("requests_per_minute", "concurrent")
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value < 0 or (value == 0 and f.name not in may_be_zero):
+                raise ValueError(f"limit {f.name} must be positive, got {value}")
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,9 @@ def _loaded_part(part: Any, budget: dict[str, Any], load: Load, where: str) -> A
     if isinstance(source, Mapping):
         options = {**{k: v for k, v in source.items() if k not in ("url", "detail")}, **options}
         source = source.get("url")
+    # Nothing in a request may say what is opened except the address that `load` checks.
+    if smuggled := {"type", *_KINDS} & set(options):
+        raise ApiError(f"{where}: a part has one address, in {written!r}; leave {sorted(smuggled)} out", param=where)
     try:
         data = load(source, kind)
     except ValueError as error:
@@ -132,7 +135,7 @@ def _loaded_part(part: Any, budget: dict[str, Any], load: Load, where: str) -> A
 
 
 def _sampling(body: ChatRequest, number: int, calls: bool, config: ServeConfig) -> Sampling:
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise ApiError("top_logprobs needs logprobs: true", param="top_logprobs")
     temperature = config.default_temperature if body.temperature is None else body.temperature
     try:

@@ -42,6 +42,7 @@ class Gate:
         self._metrics = metrics
         self._keys = [_digest(key) for key in config.api_keys]
         self._rates = _Rates(config.limits)
+        self._held = _Held()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -55,7 +56,7 @@ class Gate:
                 self._metrics.response(counted, message["status"])
             await send(message)
 
-        body = _Body(receive, self._config.limits)
+        body = _Body(receive, self._config.limits, self._held)
         self._metrics.in_flight += 1
         owner = ""
         entered = False
@@ -76,6 +77,7 @@ class Gate:
             await answer(scope, receive, counting_send)
         finally:
             self._metrics.in_flight -= 1
+            body.let_go()
             if entered:
                 self._rates.leave(owner)
 
@@ -155,12 +157,21 @@ class _Rates:
 
 
 @final
-class _Body:
-    """A request's body, refused when it is too large or comes too slowly."""
+class _Held:
+    """Bytes of all bodies of requests under way."""
 
-    def __init__(self, receive: Receive, limits: Limits) -> None:
+    def __init__(self) -> None:
+        self.bytes = 0
+
+
+@final
+class _Body:
+    """A request's body, refused when it is too large, comes too slowly, or finds too many others."""
+
+    def __init__(self, receive: Receive, limits: Limits, held: _Held) -> None:
         self._receive = receive
         self._limits = limits
+        self._held = held
         self._deadline = asyncio.get_running_loop().time() + limits.body_s
         self._got = 0
         self._whole = False
@@ -182,11 +193,24 @@ class _Body:
                 f"the request's body was not there within {self._limits.body_s:g} s ({self._got:,} bytes came)",
                 status=408,
             ) from None
-        self._got += len(message.get("body", b""))
+        came = len(message.get("body", b""))
+        self._got += came
+        self._held.bytes += came
         self._whole = not message.get("more_body", False)
         if self._got > self._limits.body_bytes:
             raise self._too_large(self._got)
+        if self._held.bytes > self._limits.bodies_total_bytes and self._held.bytes > self._got:
+            raise ApiError(
+                f"requests under way hold {self._held.bytes:,} bytes; the limit is "
+                f"{self._limits.bodies_total_bytes:,}. Try again later",
+                status=503, code="queue_full", retry_after_s=2,
+            )  # fmt: skip
         return message
+
+    def let_go(self) -> None:
+        """The request is over."""
+        self._held.bytes -= self._got
+        self._got = 0
 
     def _too_large(self, size: int) -> ApiError:
         return ApiError(

@@ -30,6 +30,7 @@ def make_server(engine: LiveEngine, config: ServeConfig) -> uvicorn.Server:
     @final
     class Patient(_PatientProtocol):
         header_s = config.limits.header_s
+        write_s = config.limits.write_s
 
     return uvicorn.Server(
         uvicorn.Config(
@@ -76,14 +77,40 @@ def run(server: uvicorn.Server, sock: socket.socket) -> None:
 
 
 class _PatientProtocol(H11Protocol):
-    """Closes a connection that has not sent a whole request head in time: uvicorn itself would keep it for ever."""
+    """Ends connections that uvicorn itself would keep for ever: those that have not sent a whole request head in time,
+    and those that take nothing of their answer, be it under way or said to the end."""
 
     header_s: float
+    write_s: float
     _head_timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
+    _full = False
+    """The client takes less than is written: nothing more is until it does."""
+    _unsent = 0
+    """Bytes that waited at the last look."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._await_head()
+        self._look_at_writing()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._full = True
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._full = False
+
+    def _look_at_writing(self) -> None:
+        """While a connection is full or closing nothing is added, so bytes that do not become fewer are not taken."""
+        stuck = self._full or self.transport.is_closing()
+        unsent = self.transport.get_write_buffer_size() if stuck else 0
+        if unsent and unsent == self._unsent:
+            self.transport.abort()
+            return
+        self._unsent = unsent
+        self._write_timer = self.loop.call_later(self.write_s, self._look_at_writing)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -94,8 +121,9 @@ class _PatientProtocol(H11Protocol):
             self._head_timer = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
+        for timer in (self._head_timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
 
     def _head_is_missing(self) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, final
 from urllib.parse import unquote, urlsplit
 
+from qvl.media.clip import scan_clip
 from qvl.media.image import image_hw, read_source
 from qvl.media.remote import fetch
 from qvl.serve.config import ServeConfig
@@ -27,7 +28,7 @@ class Sources:
         self._uploads = uploads
 
     def load(self, url: object, kind: Kind, owner: str) -> bytes:
-        """The encoded bytes; those of a picture have a header that is fit to be decoded.
+        """The encoded bytes, of which nothing is decoded: a picture's header and a clip's packets are fit to be.
 
         Raises:
             ValueError: not allowed, not there, not a picture, too many pixels.
@@ -37,7 +38,22 @@ class Sources:
         data = self._bytes(url, kind, owner)
         if kind == "picture":
             image_hw(data, max_source_pixels=self._config.limits.source_pixels)
+        else:
+            self._check_clip(data)
         return data
+
+    def _check_clip(self, data: bytes) -> None:
+        limits = self._config.limits
+        try:
+            clip = scan_clip(data, max_source_pixels=limits.source_pixels)
+        except ImportError as error:
+            raise ValueError(f"this server cannot read clips: {error}") from error
+        (height, width), frames = clip.stored_hw, len(clip.pts)
+        if height * width * frames > limits.clip_pixels:
+            raise ValueError(
+                f"{clip.name} has {frames:,} frames of {height} x {width} pixels, together "
+                f"{height * width * frames:,}; the limit is {limits.clip_pixels:,}. Cut it, or scale it down"
+            )
 
     def _bytes(self, url: str, kind: Kind, owner: str) -> bytes:
         if url[:5].lower() == "data:":

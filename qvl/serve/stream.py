@@ -1,11 +1,10 @@
-"""Server-sent events that do not wait for ever for a client that reads nothing.
+"""Server-sent events.
 
-Knows: the event format, the write limit. Does not know: what the events say.
+Knows: the event format. Does not know: what the events say, clients that read nothing (`server`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncGenerator
 from typing import Any, final
@@ -22,24 +21,20 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[dict[str, Any]], write_s: float) -> None:
+    def __init__(self, events: AsyncGenerator[dict[str, Any]]) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._events = events
-        self._write_s = write_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def write(body: bytes, more: bool = True) -> None:
-            async with asyncio.timeout(self._write_s):
-                await send({"type": "http.response.body", "body": body, "more_body": more})
+            await send({"type": "http.response.body", "body": body, "more_body": more})
 
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
             try:
                 async for event in self._events:
                     await write(_event(event))
-            except TimeoutError:
-                raise
             except ApiError as error:
                 await write(_event(error_body(error.status_code, error.detail, error.param, error.code)))
             except Exception as error:

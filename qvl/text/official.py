@@ -59,6 +59,8 @@ def parse_conversation(turns: Sequence[Mapping[str, Any]]) -> tuple[Message, ...
         raise ValueError("a conversation needs at least one turn, got none")
     messages = []
     for i, turn in enumerate(turns):
+        if not isinstance(turn, Mapping):
+            raise ValueError(f"turn {i} must be an object with 'from' and 'value', not {type(turn).__name__}")
         speaker, value = turn.get("from"), turn.get("value")
         if speaker not in _ROLES or not isinstance(value, str):
             raise ValueError(

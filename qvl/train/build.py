@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import final
 
 from qvl.data.easy_vqa import EasyVqa
+from qvl.data.mixture import Mixture
 from qvl.data.packing import SampleSource
 from qvl.data.records import Sample
 from qvl.data.user import UserSource
@@ -46,6 +47,43 @@ class Built:
     processor: Processor
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What a recipe builds, without its weights."""
+
+    sizes: VLMConfig
+    """With the vocabulary's."""
+    processor: Processor
+    start: Start | None
+    """The pretrained parts of a Qwen2-VL, not read yet."""
+
+
+def outline(config: TrainConfig, tokenizer_folder: str | Path | None = None) -> Outline:
+    """Sizes and processor of a preset, as `build` will make them.
+
+    Args:
+        tokenizer_folder: as `build`.
+
+    Raises:
+        FileNotFoundError: a pretrained part is not there.
+        ValueError: no such preset, a world or a size that cannot be, or parts that do not fit.
+    """
+    sizes = model_sizes(config)
+    start = Start.of(config.parts) if config.parts != PartsConfig() and isinstance(sizes, Qwen2VLConfig) else None
+    if start is None or start.vocabulary is None:
+        tokenizer = _tokenizer(config, QWEN_VL if isinstance(sizes, QwenVLConfig) else QWEN2_VL, tokenizer_folder)
+    else:
+        tokenizer = start.vocabulary.tokenizer
+        if tokenizer_folder is not None:
+            tokenizer.save(tokenizer_folder)
+    if start is None:
+        fitted = _with_vocabulary(sizes, tokenizer)
+        return Outline(fitted, build_processor(config, fitted, tokenizer), None)
+    assert isinstance(sizes, Qwen2VLConfig)
+    whole = with_vocabulary(start.fitted(sizes), tokenizer.vocab_size, token_ids(tokenizer))
+    return Outline(whole, build_processor(config, whole, tokenizer, start.geometry(whole)), start)
+
+
 def build(config: TrainConfig, tokenizer_folder: str | Path | None = None) -> Built:
     """A freshly initialised model, with the pretrained parts that the recipe names, and its processor.
 
@@ -54,19 +92,16 @@ def build(config: TrainConfig, tokenizer_folder: str | Path | None = None) -> Bu
             on then has the vocabulary it began with.
 
     Raises:
-        FileNotFoundError: a pretrained part is not there.
-        ValueError: no such preset, a world or a size that cannot be, or parts that do not fit.
+        FileNotFoundError, ValueError: as `outline`; or a part is damaged.
     """
-    sizes = model_sizes(config)
-    if config.parts != PartsConfig() and isinstance(sizes, Qwen2VLConfig):
-        return _from_parts(config, sizes, tokenizer_folder)
-    tokenizer = _tokenizer(config, QWEN_VL if isinstance(sizes, QwenVLConfig) else QWEN2_VL, tokenizer_folder)
-    fitted = _with_vocabulary(sizes, tokenizer)
-    model = build_model(fitted)
+    found = outline(config, tokenizer_folder)
+    model = build_model(found.sizes)
     model.init_weights(config.seed)
+    if isinstance(model, Qwen2VL) and found.start is not None:
+        found.start.fill(model, config.seed)
     if isinstance(model, QwenVL):
         fill_qwen_vl(model, config.parts)
-    return Built(model, build_processor(config, fitted, tokenizer))
+    return Built(model, found.processor)
 
 
 def model_sizes(config: TrainConfig) -> VLMConfig:
@@ -88,21 +123,6 @@ def for_pictures(config: TrainConfig, model: VLMConfig) -> VLMConfig:
         )
     side, queries = config.image_px or model.vision.image_px, config.queries or model.adapter.queries
     return qwen_vl_config.with_image_size(model, side, queries)
-
-
-def _from_parts(config: TrainConfig, sizes: Qwen2VLConfig, folder: str | Path | None) -> Built:
-    start = Start.of(config.parts)
-    if start.vocabulary is None:
-        tokenizer = _tokenizer(config, QWEN2_VL, folder)
-    else:
-        tokenizer = start.vocabulary.tokenizer
-        if folder is not None:
-            tokenizer.save(folder)
-    fitted = with_vocabulary(start.fitted(sizes), tokenizer.vocab_size, token_ids(tokenizer))
-    model = Qwen2VL(fitted)
-    model.init_weights(config.seed)
-    start.fill(model, config.seed)
-    return Built(model, build_processor(config, fitted, tokenizer, start.geometry(fitted)))
 
 
 def build_processor(
@@ -169,13 +189,18 @@ def sample_source(config: TrainConfig, stage: StageConfig) -> SampleSource:
     """
     own_seed = config.seed + _STAGE_SEEDS * config.stages.index(stage)
     world = replace(stage.world, seed=stage.world.seed + own_seed)
-    if not config.data.files and stage.source == "easy_vqa":
-        return EasyVqa("train", style=world.style, turns=world.turns, seed=world.seed)
     if not config.data.files:
-        return WorldSource(world)
+        return _without_files(stage, world)
     if stage.objective != "next_token":
         raise ValueError(f"{stage.name}: objective {stage.objective} is for the embedded world, files have next_token")
     return UserSource(config.data, own_seed)
+
+
+def _without_files(stage: StageConfig, world: WorldConfig) -> SampleSource:
+    if stage.source == "world" and not stage.easy_vqa:
+        return WorldSource(world)
+    drawn = EasyVqa("train", style=world.style, turns=world.turns, seed=world.seed)
+    return drawn if stage.source == "easy_vqa" else Mixture(WorldSource(world), drawn, stage.easy_vqa)
 
 
 def check_data(config: TrainConfig) -> None:

@@ -61,6 +61,8 @@ class StageConfig:
     source: Literal["world", "easy_vqa"] = "world"
     """What is read: the embedded world, or easy-VQA's training pictures (`qvl data parts --only easy-vqa`), of which
     `world` then says `style`, `turns`, `seed` and, by `sizes`, how large they are shown."""
+    easy_vqa: float = 0.0
+    """Share of samples that come from easy-VQA beside the world's, in the same style; measured with them too."""
     chat_format: Literal["chatml", "raw"] = "raw"
     objective: Literal["next_token", "told", "match"] = "next_token"
     """`told`: pictures are told in words (`world.medium: words`), for the language model alone. `match`: vision tokens
@@ -95,6 +97,13 @@ class StageConfig:
                 f"stage {self.name}: warmup_steps is {self.optim.warmup_steps}, the stage has {self.steps} steps; give "
                 "it more steps, or a warm-up as a share (warmup)"
             )
+        if not 0 <= self.easy_vqa <= 1 or (
+            self.easy_vqa and (self.source != "world" or self.objective != "next_token")
+        ):
+            raise ValueError(
+                f"stage {self.name}: easy_vqa is {self.easy_vqa}; it is a share (0 to 1) beside source: world, for the "
+                "next_token objective"
+            )
         room = self.samples_per_pack * self.tokens_per_sample
         if room > self.tokens_per_pack:
             raise ValueError(
@@ -116,9 +125,40 @@ class PartsConfig:
     language: str = ""
     """Qwen2-VL: smollm2-135m, a GGUF file, or a Hugging Face folder of a Qwen2 or Llama. Qwen-VL: the folder of a
     Qwen-7B. Empty = random."""
+    rope_sections: tuple[int, ...] = ()
+    """Qwen2-VL: rotary frequencies for time, row and column of the language model, fastest first; empty = in the
+    released proportion. Text alone is read the same with any: its three positions are equal."""
     vision: str = ""
     """Qwen2-VL: dinov2-s14, an ONNX file with a DINOv2, or a folder of DINOv2, CLIP, DFN or OpenCLIP. Qwen-VL: a file
     of OpenCLIP's ViT-bigG/14. Empty = random."""
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How the ranks of a run share a model. Ranks = replicas x `shard` x `tensor`; what is left over are replicas."""
+
+    shard: int = 1
+    """Ranks that hold weights, gradients and optimizer state together, each a piece (FSDP2); 0 = all there are. 1 =
+    every rank holds everything."""
+    tensor: int = 1
+    """Ranks that compute each pack together, each some of the heads and hidden units (tensor parallelism). They talk in
+    every layer, so they should sit in one machine."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What a block has computed is kept for the backward pass (`none`), or computed there again: all of it (`full`, a
+    third more computing), or all but matrix products and attention (`selective`)."""
+    compile: bool = False
+    """Blocks through torch.compile, all but their attention."""
+    reduce: Literal["step", "pack"] = "step"
+    """With `shard`: gradients travel once per step and each rank holds a whole gradient until then, or after every pack
+    and it holds a piece."""
+
+    def __post_init__(self) -> None:
+        if self.shard < 0 or self.tensor < 1:
+            raise ValueError(f"parallel needs shard >= 0 and tensor >= 1, got shard={self.shard}, tensor={self.tensor}")
+        if self.compile and self.recompute == "selective":
+            raise ValueError(
+                "parallel.compile computes again by itself what is cheap; take recompute: none or full with it"
+            )
 
 
 @dataclass(frozen=True)
@@ -142,15 +182,27 @@ class TrainConfig:
     """Qwen-VL: vision tokens per picture, a square number; 0 = the model's."""
     vocabulary: Literal["world", "official"] = "world"
     """Of a preset. `world`: Qwen's pieces, reduced to what the recipe's worlds can say; `official`: all of them."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of matrix products, forward and backward (autocast); weights, their updates and losses stay float32."""
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Of matrix products, forward and backward (autocast); weights, their updates and losses stay float32. `auto`:
+    bfloat16 where the machine has units for it, which a CPU may not have."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """How several ranks share the model, and what saves memory on each. May change when a run goes on."""
     minutes: float = 15.0
     """Training time of all stages that give a share. Evaluation comes on top."""
     seed: int = 0
     threads: int = 0
     """CPU threads; 0 = all cores."""
     log_every: int = 10
+    peak_tflops: float = 0.0
+    """10^12 FLOP/s that one rank's device could do at `precision`, for the utilisation in the log; 0 = measured at the
+    start by a matrix product."""
+    profile_steps: int = 0
+    """Record so many steps, after the first two, into the run's `profile/`."""
     save_every_minutes: float = 1.0
+    keep: int = 2
+    """Saved states that stay, the newest ones."""
+    save_in_background: bool = True
+    """Train on while a state is written; takes memory for a copy of weights and optimizer states. false = wait."""
     eval_samples: int = 100
     """Held-out questions per task after each stage."""
     final_eval_samples: int = 200

@@ -32,16 +32,17 @@ def begin(lanes: int) -> list[Lane]:
 
 
 def redeal(saved: Sequence[Lane], lanes: int) -> list[Lane]:
-    """The same samples to come, dealt to another number of lanes; the same number goes on exactly.
+    """The same samples to come, dealt to another number of lanes in turn; the same number goes on exactly.
 
-    Example: 2 lanes at 6 and 9, so 0, 2, 4 and 1, 3, 5, 7 are done; dealt to 1 lane: 6 and 8 wait, then 9, 10, ...
+    Example: 2 lanes at 6 and 9, so 0, 2, 4 and 1, 3, 5, 7 are done. To come are 6 and 8, then 9, 10, ... Dealt to 3
+    lanes: (6, then 10, 13, ...), (8, then 11, ...), (9, 12, ...): each round is the next three.
     """
     if len(saved) == lanes:
         return list(saved)
     frontier = max(lane.next_index for lane in saved)
     skipped = [i for lane in saved for i in range(lane.next_index, frontier, len(saved))]
     open_ones = sorted([*skipped, *(i for lane in saved for i in lane.waiting)])
-    return [Lane(frontier + r, tuple(open_ones[r::lanes])) for r in range(lanes)]
+    return [Lane(frontier + (r - len(open_ones)) % lanes, tuple(open_ones[r::lanes])) for r in range(lanes)]
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,45 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, final
 
+import torch
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from qvl.runtime import console
+from qvl.runtime import console, resident_memory_bytes
 from qvl.train.tally import Tally
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank, or of the one that holds most. Data workers are processes of their own and not in it."""
+
+    resident: int
+    gpu_peak: int = 0
+    """Most that tensors took on the GPU since this was asked last; 0 without one."""
+
+    @classmethod
+    def now(cls, device: torch.device) -> Memory:
+        if device.type != "cuda":
+            return cls(resident_memory_bytes())
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return cls(resident_memory_bytes(), peak)
+
+    @classmethod
+    def most(cls, ranks: Sequence[Memory]) -> Memory:
+        return cls(max(m.resident for m in ranks), max(m.gpu_peak for m in ranks))
+
+    def row(self) -> dict[str, float]:
+        """In GB, for the log."""
+        row = {"memory_gb": self.resident / 1e9}
+        return row | {"gpu_memory_gb": self.gpu_peak / 1e9} if self.gpu_peak else row
 
 
 @final
@@ -26,13 +54,16 @@ class RunLog:
     """Averages per interval. Use as a context manager: it owns the progress bar and the open files.
 
     Args:
+        peak_flops: FLOP/s that all ranks together could do at most.
         writes: False on every rank but the first: all calls are welcome, nothing is shown or written.
     """
 
-    def __init__(self, folder: Path, total_seconds: float, writes: bool = True) -> None:
+    def __init__(self, folder: Path, total_seconds: float, peak_flops: float, writes: bool = True) -> None:
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8") if writes else None
         self._board = _tensorboard(folder / "tensorboard") if writes else None
         self._total = total_seconds
+        self._peak = peak_flops
+        self._memory = ""
         self._bar = Progress(
             TextColumn("[bold]{task.fields[stage]}"),
             BarColumn(bar_width=24),
@@ -40,6 +71,7 @@ class RunLog:
             TextColumn("loss {task.fields[loss]}"),
             TextColumn("{task.fields[speed]}"),
             TextColumn("left {task.fields[left]}"),
+            TextColumn("{task.fields[machine]}"),
             console=console(),
             refresh_per_second=2,
             disable=not writes,
@@ -49,7 +81,8 @@ class RunLog:
 
     def __enter__(self) -> RunLog:
         self._bar.start()
-        self._task = self._bar.add_task("", total=1.0, stage="starting", loss="-", speed="", left=clock(self._total))
+        left = clock(self._total)
+        self._task = self._bar.add_task("", total=1.0, stage="starting", loss="-", speed="", left=left, machine="")
         return self
 
     def __exit__(
@@ -70,7 +103,7 @@ class RunLog:
         total = self._sum
         total.loss, total.items = total.loss + step.loss, total.items + step.items
         total.tokens, total.samples = total.tokens + step.tokens, total.samples + step.samples
-        total.wait += step.wait
+        total.wait, total.flops = total.wait + step.wait, total.flops + step.flops
         for task, (loss, items) in step.tasks.items():
             total.add_task(task, loss, items)
 
@@ -85,9 +118,13 @@ class RunLog:
             loss=f"{self._sum.loss / self._sum.items:.3f}" if self._sum.items else "-",
             speed=f"{self._sum.tokens / seconds:,.0f} tokens/s {self._sum.samples / seconds:.0f} samples/s",
             left=clock(seconds_left),
+            machine=(
+                f"{self._sum.flops / seconds / self._peak:.0%} of peak, {self._sum.wait / seconds:.0%} data wait"
+                f"{self._memory}"
+            ),
         )
 
-    def write(self, stage: str, step: int, elapsed: float, **extra: float) -> dict[str, Any]:
+    def write(self, stage: str, step: int, elapsed: float, memory: Memory, **extra: float) -> dict[str, Any]:
         """Writes the interval's averages and starts a new interval."""
         seconds = max(1e-9, time.perf_counter() - self._since)
         row: dict[str, Any] = {
@@ -98,9 +135,13 @@ class RunLog:
             "tokens_per_s": self._sum.tokens / seconds,
             "samples_per_s": self._sum.samples / seconds,
             "data_wait": self._sum.wait / seconds,
+            "flops_per_s": self._sum.flops / seconds,
+            "mfu": self._sum.flops / seconds / self._peak,
+            **memory.row(),
             "task_loss": {t: s / n for t, (s, n) in sorted(self._sum.tasks.items()) if n},
             **extra,
         }
+        self._memory = f", {max(memory.row().values()):.1f} GB"
         if self._file is not None:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()

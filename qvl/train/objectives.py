@@ -32,6 +32,8 @@ _LENGTH_WEIGHT = 0.1
 class Objective(ABC):
     divisible = True
     """Items do not need each other: a pack may be cut in two without changing the sum of losses."""
+    reads = True
+    """The language model reads the pack."""
 
     @abstractmethod
     def count(self, batch: Batch) -> int:
@@ -92,7 +94,12 @@ def _words_as_vision(model: VisionLanguageModel, batch: Batch) -> Tensor:
     if model.training:
         size = words_MD.detach().norm(dim=-1, keepdim=True) * words_MD.shape[-1] ** -0.5
         words_MD = words_MD + _TOLD_NOISE * size * torch.randn_like(words_MD)
-    return words_MD + model.embed.weight[model.config.ids.image_pad]
+    return words_MD + _mark(model, batch)
+
+
+def _mark(model: VisionLanguageModel, batch: Batch) -> Tensor:
+    """[D] the placeholder's vector. By a look-up, for ranks may hold only some of the words each."""
+    return model.embed(batch.tokens_T.new_tensor([model.config.ids.image_pad]))[0]
 
 
 @final
@@ -108,6 +115,7 @@ class Match(Objective):
     """
 
     divisible = False
+    reads = False
 
     def count(self, batch: Batch) -> int:
         return len(batch.vision_rows_M) // 2
@@ -128,8 +136,8 @@ class Match(Objective):
                 "picture"
             )
         words_A, word_M = tokens_M[told].unique(return_inverse=True)
-        mark_D = model.embed.weight[model.config.ids.image_pad].detach()
-        words_AD = model.embed.weight[words_A].detach()
+        mark_D = _mark(model, batch).detach()
+        words_AD = model.embed(words_A).detach()
         seen_MD = seen_MD - mark_D
         lengths = seen_MD.norm(dim=-1) / words_AD.norm(dim=-1).mean()
         scores_MA = _SCALE * F.normalize(seen_MD, dim=-1) @ F.normalize(words_AD, dim=-1).T

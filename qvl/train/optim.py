@@ -14,14 +14,19 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from qvl.layers.linear import FusedLinear
 from qvl.models.lora import has_lora, is_adapter
-from qvl.train.config import OptimConfig, Part
+from qvl.runtime import fast_bfloat16
+from qvl.train.config import OptimConfig, Part, StageConfig
+from qvl.train.shards import Orders, is_sharded, local, norm, own_piece, show_in_order, whole
 
 _TABLES = ("embed.", "head.", "visual.position_embed", "visual.adapter.query")
 """Two-dimensional, but rows looked up one by one and no maps from one space to another: nothing for Muon."""
 _NS_COEFFICIENTS = (3.4445, -4.775, 2.0315)
+_MOST_GATHERED_BYTES = 512 << 20
+"""Of whole matrices at a time where ranks hold pieces: with all of them sharding would save nothing."""
 
 
 def part_of(name: str) -> Part:
@@ -67,27 +72,38 @@ def freeze(model: nn.Module, trains: Iterable[Part], frozen: Iterable[str] = ())
     return trained
 
 
-@final
-class Float32Muon(torch.optim.Muon):
-    """`torch.optim.Muon` with its orthogonalisation in float32, matrices of one shape in one call.
+def untouched(model: nn.Module, stages: Iterable[StageConfig]) -> frozenset[str]:
+    """Names of the parameters that none of these stages trains. Raises as `freeze` does, for any of the stages."""
+    trained = {name for stage in stages for name, _ in freeze(model, stage.trains, stage.frozen)}
+    return frozenset(name for name, _ in model.named_parameters() if name not in trained)
 
-    The library iterates in bfloat16, which is hundreds of times slower on a CPU without bfloat16 units. The update is
-    the same otherwise (momentum with Nesterov, `match_rms_adamw`, decoupled weight decay).
+
+@final
+class BatchedMuon(torch.optim.Muon):
+    """`torch.optim.Muon` with matrices of one shape orthogonalised in one call, in a dtype the machine is fast at.
+
+    The library iterates in bfloat16, which is hundreds of times slower on a CPU without bfloat16 units; there it is
+    float32 here. The update is the same otherwise (momentum with Nesterov, `match_rms_adamw`, decoupled weight decay).
 
     Args:
         parts: rows of each projection in a fused matrix. Each is orthogonalised on its own: together, the large
             gradients of the values would leave next to nothing for queries and keys, and no attention is learned.
     """
 
-    def __init__(self, params: Any, parts: Mapping[Tensor, tuple[int, ...]], **options: Any) -> None:
+    def __init__(
+        self, params: Any, parts: Mapping[Tensor, tuple[int, ...]], orders: Orders | None = None, **options: Any
+    ) -> None:
+        """`orders`: of matrices whose rows are held in another order than the model's (`qvl.train.shards`)."""
         super().__init__(params, **options)
         self._parts = parts
+        self._orders = orders or {}
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
         assert closure is None, "closures are not supported"
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            pairs: list[tuple[Tensor, Tensor]] = []
+            wholes: list[tuple[Tensor, Tensor]] = []
             for p in group["params"]:
                 if p.grad is None:
                     continue
@@ -95,15 +111,38 @@ class Float32Muon(torch.optim.Muon):
                 buffer.lerp_(p.grad, 1 - group["momentum"])
                 update = p.grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
                 p.mul_(1 - group["lr"] * group["weight_decay"])
+                target = p
+                if isinstance(p, DTensor):
+                    # Only a whole matrix can be orthogonalised: every rank does it, and takes its piece of the result.
+                    update = whole(update, self._orders.get(p))
+                    target = torch.zeros_like(update)
+                    wholes.append((p, target))
                 rows = self._parts.get(p, (p.shape[0],))
-                for part, part_update in zip(p.split(rows), update.split(rows), strict=True):
-                    by_shape[part.shape].append((part, part_update))
-            for (r, c), pairs in by_shape.items():
-                # AdamW's updates have a root mean square near 0.2; an orthogonal matrix has 1 / sqrt(max side).
-                lr = group["lr"] * 0.2 * math.sqrt(max(r, c))
-                updates = orthogonalise(torch.stack([u for _, u in pairs]), group["ns_steps"])
-                for (part, _), update in zip(pairs, updates, strict=True):
-                    part.sub_(update, alpha=lr)
+                pairs += zip(target.split(rows), update.split(rows), strict=True)
+                if sum(target.nbytes for _, target in wholes) > _MOST_GATHERED_BYTES:
+                    self._apply(group, pairs, wholes)
+                    pairs, wholes = [], []
+            self._apply(group, pairs, wholes)
+
+    def _apply(
+        self, group: dict[str, Any], pairs: list[tuple[Tensor, Tensor]], wholes: list[tuple[Tensor, Tensor]]
+    ) -> None:
+        """Subtracts from the first of each of `pairs` the orthogonalised second; `wholes`: parameters held in pieces,
+        and which of these targets are theirs."""
+        by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for target, update in pairs:
+            by_shape[target.shape].append((target, update))
+        for (r, c), same in by_shape.items():
+            # AdamW's updates have a root mean square near 0.2; an orthogonal matrix has 1 / sqrt(max side).
+            lr = group["lr"] * 0.2 * math.sqrt(max(r, c))
+            stacked = torch.stack([u for _, u in same])
+            low = torch.bfloat16 if fast_bfloat16(stacked.device.type) else torch.float32
+            updates = orthogonalise(stacked.to(low), group["ns_steps"]).to(stacked.dtype)
+            for (target, _), update in zip(same, updates, strict=True):
+                target.sub_(update, alpha=lr)
+        for p, target in wholes:
+            held = target[self._orders[p]] if p in self._orders else target
+            local(p).add_(own_piece(held, p))
 
 
 def fused_parts(model: nn.Module) -> dict[Tensor, tuple[int, ...]]:
@@ -128,9 +167,18 @@ class Optimizers:
     """The optimizers of one stage, stepped together; rates follow a cosine with linear warm-up."""
 
     def __init__(
-        self, model: nn.Module, trains: Iterable[Part], config: OptimConfig, frozen: Iterable[str] = ()
+        self,
+        model: nn.Module,
+        trains: Iterable[Part],
+        config: OptimConfig,
+        frozen: Iterable[str] = (),
+        orders: Orders | None = None,
     ) -> None:
-        """Freezes what is not in `trains` (or is in `frozen`) and divides the rest among Muon and AdamW."""
+        """Freezes what is not in `trains` (or is in `frozen`) and divides the rest among Muon and AdamW.
+
+        Args:
+            orders: of parameters whose rows are held in another order than the model's (`Parallel.orders`).
+        """
         trained = freeze(model, trains, frozen)
         self.config = config
         self.params = [p for _, p in trained]
@@ -147,9 +195,10 @@ class Optimizers:
         if muon:
             groups = [{"params": ps, "peak": config.muon_lr * f} for f, ps in muon.items()]
             self.all.append(
-                Float32Muon(
+                BatchedMuon(
                     groups,
                     fused_parts(model),
+                    orders,
                     lr=config.muon_lr,
                     weight_decay=config.weight_decay,
                     adjust_lr_fn="match_rms_adamw",
@@ -161,10 +210,21 @@ class Optimizers:
                 for (f, decays), ps in adamw.items()
             ]
             self.all.append(torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True))
+        if is_sharded(self.params):
+            for optimizer in self.all:
+                show_in_order(optimizer, orders or {})
 
     def clip(self) -> float:
         """Bounds the norm of all gradients together; returns what it was."""
-        return float(nn.utils.clip_grad_norm_(self.params, self.config.clip or math.inf))
+        most = self.config.clip or math.inf
+        if not is_sharded(self.params):
+            return float(nn.utils.clip_grad_norm_(self.params, most))
+        gradients = [p.grad for p in self.params if p.grad is not None]
+        length = norm(gradients)
+        factor = (most / (length + 1e-6)).clamp(max=1.0)  # as `clip_grad_norm_`
+        for gradient in gradients:
+            local(gradient).mul_(factor)
+        return float(length)
 
     def step(self, progress: float) -> float:
         """Updates at the rates of `progress` in [0, 1] and clears gradients; returns the rate factor."""

@@ -22,6 +22,7 @@ _BUCKET_BYTES = 32 << 20
 _PATIENCE = timedelta(minutes=30)
 """How long a rank waits for another, evaluations and first compilations included."""
 T = TypeVar("T")
+TensorT = TypeVar("TensorT", bound=Tensor)
 
 
 @final
@@ -33,6 +34,24 @@ class Ranks:
         self.place = place or Place()
         self.device = torch.device(device)
         self.lane, self.lanes = self.place.rank, self.place.size
+        self.leads = True
+        """The rank that speaks for its lane: what ranks of a lane count, all of them count."""
+
+    def in_lanes(self, tensor: int) -> Ranks:
+        """The same ranks, `tensor` neighbours to a lane.
+
+        Raises:
+            ValueError: the ranks cannot be divided so.
+        """
+        size, rank = self.place.size, self.place.rank
+        if tensor < 1 or size % tensor:
+            raise ValueError(
+                f"parallel.tensor is {tensor}, but {size} {'rank is' if size == 1 else 'ranks are'} no multiple of it; "
+                "start another number of ranks"
+            )
+        laid = Ranks(self.place, self.device)
+        laid.lane, laid.lanes, laid.leads = rank // tensor, size // tensor, rank % tensor == 0
+        return laid
 
     @classmethod
     def join(cls, place: Place, meeting_file: Path | None = None) -> Ranks:
@@ -81,6 +100,32 @@ class Ranks:
         dist.all_gather_object(found, value)
         return found
 
+    def gather_lanes(self, value: T) -> list[T]:
+        """What every lane has, in lane order (ranks of one lane have the same). For small things."""
+        return self.gather(value)[:: self.place.size // self.lanes]
+
+    def deliver(self, things: Sequence[T], moves: Sequence[tuple[int, int, int]]) -> dict[tuple[int, int], T]:
+        """Things that lanes give to each other, in an order in which none waits for ever.
+
+        Args:
+            things: what this lane can give.
+            moves: (giving lane, which of its things, receiving lane), the same on all ranks.
+
+        Returns:
+            What this rank has received, by (giving lane, which).
+        """
+        per_lane = self.place.size // self.lanes
+        beside = self.place.rank % per_lane
+        received: dict[tuple[int, int], T] = {}
+        for giver, number, taker in moves:
+            if giver == self.lane:
+                dist.send_object_list([things[number]], taker * per_lane + beside, device=torch.device("cpu"))
+            elif taker == self.lane:
+                box: list[Any] = [None]
+                dist.recv_object_list(box, giver * per_lane + beside, device=torch.device("cpu"))
+                received[giver, number] = box[0]
+        return received
+
     def from_first(self, value: T) -> T:
         """What the first rank has."""
         if self.place.size == 1:
@@ -88,6 +133,14 @@ class Ranks:
         box = [value]
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
+
+    def side_group(self) -> dist.ProcessGroup | None:
+        """A second acquaintance of all ranks, on the CPU, for talk beside the training; None if this rank is alone."""
+        if self.place.size == 1:
+            return None
+        group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        assert isinstance(group, dist.ProcessGroup)
+        return group
 
     def sum(self, values_X: Tensor) -> Tensor:
         """Sum of a small vector over ranks, the same bits on each."""
@@ -127,10 +180,20 @@ class Ranks:
             for p, part in zip(bucket, parts, strict=True):
                 p.grad = part.view_as(p)
 
+    @torch.no_grad()
+    def average(self, tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> None:
+        """Every tensor becomes its mean over the ranks of `group`, the same bits on each."""
+        for bucket in _buckets(tensors):
+            flat = torch.cat([t.flatten() for t in bucket])
+            dist.all_reduce(flat, group=group)
+            parts = flat.div_(dist.get_world_size(group)).split([t.numel() for t in bucket])
+            for t, part in zip(bucket, parts, strict=True):
+                t.copy_(part.view_as(t))
 
-def _buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Parameters of one dtype, up to `_BUCKET_BYTES` together, in order."""
-    bucket: list[nn.Parameter] = []
+
+def _buckets(parameters: Iterable[TensorT]) -> Iterator[list[TensorT]]:
+    """Tensors of one dtype, up to `_BUCKET_BYTES` together, in order."""
+    bucket: list[TensorT] = []
     size = 0
     for p in parameters:
         if bucket and (size + p.nbytes > _BUCKET_BYTES or p.dtype != bucket[0].dtype):

@@ -15,8 +15,9 @@ STEPS = 2
 
 
 def smoke(config: TrainConfig, run: str) -> TrainConfig:
-    """The same recipe with its family's small model from random weights, two steps of one pack per stage, in float32,
-    on the embedded world. What is frozen, how samples are packed, rates and picture sizes stay as they are."""
+    """The same recipe with its family's small model from random weights, whole on every rank, two steps of one pack per
+    stage, in float32, on the embedded world. What is frozen, how samples are packed, rates and picture sizes stay as
+    they are."""
     return replace(
         config,
         run=run,
@@ -27,6 +28,7 @@ def smoke(config: TrainConfig, run: str) -> TrainConfig:
         vocabulary="world",
         precision="float32",
         needs_data=False,
+        parallel=replace(config.parallel, shard=1, tensor=1, compile=False),
         log_every=1,
         eval_samples=1,
     )
@@ -41,5 +43,11 @@ def _small(config: TrainConfig) -> str:
 
 def _short(stage: StageConfig) -> StageConfig:
     return replace(
-        stage, source="world", steps=STEPS, epochs=0.0, accumulate=1, optim=replace(stage.optim, warmup_steps=0)
+        stage,
+        source="world",
+        easy_vqa=0.0,
+        steps=STEPS,
+        epochs=0.0,
+        accumulate=1,
+        optim=replace(stage.optim, warmup_steps=0),
     )

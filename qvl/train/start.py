@@ -14,6 +14,7 @@ from qvl.checkpoint.language_part import LanguagePart, fill_language, read_langu
 from qvl.checkpoint.parts import load_clip_vision, load_language_model
 from qvl.checkpoint.vision_part import VisionPart, fill_vision, read_vision_part
 from qvl.media.resize import Geometry
+from qvl.models import fresh
 from qvl.models.qwen2_vl.config import Qwen2VLConfig
 from qvl.models.qwen2_vl.model import Qwen2VL
 from qvl.models.qwen_vl.model import QwenVL
@@ -43,7 +44,8 @@ class Start:
             FileNotFoundError: a part is not there; the message says how to fetch it.
             ValueError: a part is of a kind that is not read.
         """
-        language = read_language_part(_path(parts.language)) if parts.language else None
+        sections = parts.rope_sections or None
+        language = read_language_part(_path(parts.language), sections) if parts.language else None
         vision = read_vision_part(_path(parts.vision)) if parts.vision else None
         return cls(language, vision, _vocabulary(_path(parts.language)) if language else None)
 
@@ -59,11 +61,13 @@ class Start:
         return sizes if self.vision is None else replace(sizes, vision=self.vision.config)
 
     def fill(self, model: Qwen2VL, seed: int) -> None:
-        """Copies the parts into a freshly initialised model."""
+        """Copies the parts into a freshly initialised model, whose merger then begins in the scale of their words."""
         if self.language is not None and self.vocabulary is not None:
             fill_language(model, self.language, self.vocabulary.rows, seed)
         if self.vision is not None:
             fill_vision(model, self.vision)
+        if self.language is not None:
+            fresh.begin_as_long_as_words(model.visual.merger, model.embed.weight, seed)
 
     def geometry(self, model: Qwen2VLConfig) -> Geometry:
         """How pictures are cut up, and the mean and deviation of pixels that the vision tower was trained with."""

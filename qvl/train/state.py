@@ -1,66 +1,142 @@
-"""Saving and finding the state of a run, so that a stopped run goes on as if nothing had happened.
+"""What the state of a run holds, by name, so that any number of ranks can take it up again.
 
-Knows: one file, written beside the old one and then put in its place. Does not know: what the tensors mean.
+Knows: `model/NAME`, `optimizer/NAME/KEY` (by the parameter's name), `random/LANE/DEVICE`.
+Does not know: files (`saved`), when it is saved (`saver`).
+
+A tensor of which ranks hold parts (`DTensor`) is saved in parts and read in whatever parts the reader holds.
 """
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import Any
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-_FILE = "state.pt"
+from qvl.train.saved import Saved, read_tensors, stored_tensors
 
 
-def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Writes `state` (tensors, numbers, strings, lists, dicts) atomically: a crash leaves the last good file.
+def named_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer] = ()) -> dict[str, Tensor]:
+    """What a state holds of these, in the order and layout that their state dicts show. All ranks call it.
+
+    Not copies: mostly the very memory that training changes. A parameter with two names is there once.
+    """
+    second = _second_names(model)
+    found = {f"model/{name}": t for name, t in model.state_dict().items() if name not in second}
+    for optimizer in optimizers:
+        names = _param_names(model, optimizer)
+        for index, values in optimizer.state_dict()["state"].items():
+            found |= {f"optimizer/{names[index]}/{key}": value for key, value in values.items()}
+    return found
+
+
+def random_states(lane: int, device: torch.device) -> dict[str, Tensor]:
+    """States of torch's random generators in this lane (the data has its own, by sample index), as copies."""
+    found = {f"random/{lane}/cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        found[f"random/{lane}/cuda"] = torch.cuda.get_rng_state(device)
+    return found
+
+
+def set_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Sets what `random_states` gave."""
+    for key, state in states.items():
+        if key.endswith("/cpu"):
+            torch.set_rng_state(state)
+        else:
+            torch.cuda.set_rng_state(state, device)
+
+
+def load_into(
+    saved: Saved,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer] = (),
+    random: Mapping[str, Tensor] | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> frozenset[str]:
+    """Fills model, optimizers and `random` (as `random_states` gives it) from a state. All ranks of `group` call it.
+
+    Returns:
+        What of `random` the state has: nothing for a lane that was not there when it was saved.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; the last good file is still there.
+        Damaged: a file cannot be read.
+        ValueError: the state belongs to another model.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / _FILE
-    partial = folder / f"{_FILE}.partial"
-    try:
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-        partial.unlink(missing_ok=True)
-        raise OSError(
-            f"could not save the run's state to {target}: {error}. The last good state is untouched; free some disk "
-            "space and start the same command again to go on from there"
-        ) from error
+    stored, tensors = stored_tensors(saved), named_tensors(model)
+    _check_fit(saved, {k: v for k, v in stored.items() if k.startswith("model/")}, tensors)
+    states = [_empty_states(model, optimizer, stored) for optimizer in optimizers]
+    for state in states:
+        tensors |= state
+    known = {key: value for key, value in (random or {}).items() if key in stored}
+    read_tensors(saved, tensors | known, group)
+    own = {key.removeprefix("model/"): t for key, t in tensors.items() if key.startswith("model/")}
+    model.load_state_dict(own | {second: own[first] for second, first in _second_names(model).items()})
+    for optimizer, state in zip(optimizers, states, strict=True):
+        numbers = {name: index for index, name in enumerate(_param_names(model, optimizer))}
+        by_number: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in state.items():
+            _, name, kind = key.split("/")
+            by_number.setdefault(numbers[name], {})[kind] = tensor
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": by_number})
+    return frozenset(known)
 
 
-def load_state(folder: Path) -> dict[str, Any] | None:
-    """The saved state, or None if there is none.
+def fill_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Gives a model, which may be without memory, the tensors of a state (by name) as its own.
 
     Raises:
-        ValueError: the file is damaged.
+        RuntimeError: they are those of another model.
     """
-    target = folder / _FILE
-    if not target.exists():
-        return None
-    try:
-        return torch.load(target, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{target} cannot be read ({error}); delete it to start the run from the beginning") from error
+    second = _second_names(model)
+    model.load_state_dict({**tensors, **{name: tensors[first] for name, first in second.items()}}, assign=True)
+    for name, first in second.items():
+        module, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(module), leaf, model.get_parameter(first))
 
 
-def rng_state() -> dict[str, Any]:
-    """State of torch's random generators (the data has its own, by sample index)."""
-    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
+def _empty_states(
+    model: nn.Module, optimizer: torch.optim.Optimizer, stored: Mapping[str, TensorStorageMetadata]
+) -> dict[str, Tensor]:
+    """Room for what is stored of an optimizer, laid out as its parameters are."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    of_param: dict[str, list[str]] = defaultdict(list)
+    for key in stored:
+        if key.startswith("optimizer/"):
+            of_param[key.split("/")[1]].append(key)
+    found = {}
+    for p, name in zip(params, _param_names(model, optimizer), strict=True):
+        for key in of_param[name]:
+            size, dtype = stored[key].size, stored[key].properties.dtype
+            # A counter has not the parameter's shape: every rank has it whole.
+            room = torch.zeros_like(p, dtype=dtype) if size == p.shape else torch.zeros(size, dtype=dtype)
+            found[key] = room.detach()
+    return found
 
 
-def set_rng_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+def _check_fit(saved: Saved, stored: dict[str, TensorStorageMetadata], own: dict[str, Tensor]) -> None:
+    there, here = (
+        {k: tuple(v.size if isinstance(v, TensorStorageMetadata) else v.shape) for k, v in d.items()}
+        for d in (stored, own)
+    )
+    if there != here:
+        name = next(k for k in (there | here) if there.get(k) != here.get(k))
+        raise ValueError(
+            f"{saved.folder} is of another model: {name.removeprefix('model/')} is {there.get(name, 'not there')}, "
+            f"here it is {here.get(name, 'not there')}; choose another run folder (--run) or delete that one"
+        )
+
+
+def _param_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names of an optimizer's parameters, in the order in which its state dict counts them."""
+    names = {p: name for name, p in model.named_parameters()}
+    return [names[p] for group in optimizer.param_groups for p in group["params"]]
+
+
+def _second_names(model: nn.Module) -> dict[str, str]:
+    """Names beyond the first of shared parameters (a tied head), and that first name."""
+    first = {p: name for name, p in model.named_parameters()}
+    return {name: first[p] for name, p in model.named_parameters(remove_duplicate=False) if first[p] != name}

@@ -30,6 +30,8 @@ class Tally:
     samples: float = 0.0
     wait: float = 0.0
     """Seconds that ranks waited for data."""
+    flops: float = 0.0
+    """What the packs meant to compute, forward and backward."""
     tasks: dict[str, tuple[float, float]] = field(default_factory=dict)
     """(loss, items) per task."""
 

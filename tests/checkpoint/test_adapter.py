@@ -62,7 +62,7 @@ def test_rows_of_qwen_vl_are_in_the_official_order(tmp_path: Path) -> None:
         weight = name.removeprefix("base_model.model.") + ".weight"
         added = 2 * tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"]
         assert added.abs().max() > 0.01
-        assert (after[weight] - before[weight] - added).abs().max() < 1e-5  # measured: 2e-7
+        assert (after[weight] - before[weight] - added).abs().max() < 1e-6  # measured worst over eight models: 6e-8
     assert torch.equal(after["lm_head.weight"], before["lm_head.weight"])
 
 

@@ -6,18 +6,24 @@ import base64
 import io
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from engine.tiny_vlm import small_vlm
 from PIL import Image
 from rich.console import Console
+from serve.clips import clip_file
 
 from qvl.cli.arguments import parse
 from qvl.cli.chat import Conversation, chat
 from qvl.cli.terminal import picture_escape
 from qvl.engine.api import Box, Reply, Usage
+from qvl.engine.vlm import VLM
 from qvl.runtime import terminal_pictures
 from qvl.text.grounding import box, ref
 
@@ -169,6 +175,91 @@ def test_the_conversation_is_saved_as_messages(tmp_path, cat):
     saved = json.loads(file.read_text())
     assert saved == model.asked[1][:2]
     assert "图" in file.read_text()
+
+
+def test_saving_overwrites_no_picture(tmp_path, cat):
+    before = cat.read_bytes()
+    _, notes = talk(Canned(), ["hi", f"/save {cat}", f"/save {tmp_path}/a.json", f"/save {tmp_path}/a.json"], tmp_path)
+    assert "exists already and is no .json file" in notes
+    assert cat.read_bytes() == before
+    assert notes.count("2 messages in") == 2
+
+
+def test_a_name_as_terminals_write_it(tmp_path, cat):
+    _, notes = talk(Canned(), ["/image " + str(cat).replace(" ", "\\ "), "what?"], tmp_path)
+    assert "60 x 40 pixels" in notes
+
+
+def test_a_clip_is_looked_at_when_it_is_named(tmp_path):
+    file, bad = tmp_path / "a.mp4", tmp_path / "bad.mp4"
+    file.write_bytes(clip_file(frames=8, rate=4))
+    bad.write_bytes(b"no clip")
+    model = Canned()
+    _, notes = talk(model, [f"/video {bad}", f"/video {file}", "what moves?"], tmp_path)
+    assert f"error: {bad}" in notes
+    assert "8 frames, 1.8 s, 80 x 60 pixels" in notes
+    assert model.asked[0][0]["content"][0] == {"type": "video", "video": str(file)}
+
+
+def test_other_errors_do_not_end_the_conversation(tmp_path, monkeypatch):
+    model = Canned()
+
+    def lines():
+        for error in (RuntimeError("not enough memory"), ImportError("videos need PyAV"), MemoryError()):
+            model.error = error
+            yield "hi"
+        model.error = None
+        yield "and now?"
+
+    _, notes = talk(model, lines(), tmp_path)
+    assert "error: not enough memory" in notes
+    assert "error: videos need PyAV" in notes
+    assert len(model.asked) == 1
+
+
+@pytest.mark.parametrize("family", ["qwen2-vl", "qwen-vl"])
+def test_several_turns_with_a_real_model(tmp_path, cat, family):
+    vlm = small_vlm(family)
+    other = tmp_path / "other.png"
+    Image.fromarray(np.full((30, 30, 3), 90, np.uint8)).save(other)
+    out, notes = talk(vlm, [f"/image {cat}", "red", "blue", f"/image {other}", "left of"], tmp_path)
+    wanted, history = [], []
+    for shown, question in (([cat], "red"), ([], "blue"), ([other], "left of")):
+        pictures = [{"type": "image", "image": str(file)} for file in shown]
+        history.append({"role": "user", "content": [*pictures, {"type": "text", "text": question}]})
+        reply = VLM(vlm.model, vlm.processor).chat(history, 5)
+        wanted.append("".join(c for c in reply.text if c.isprintable() or c in "\n\t"))
+        history.append({"role": "assistant", "content": reply.text})
+    assert out == "".join(f"{text}\n" for text in wanted)
+    assert notes.count(" tokens, ") == 3
+    assert vlm.engine.stats().vision_hits == 2  # the first picture, in the second turn and in the third
+
+
+@pytest.mark.slow
+def test_a_conversation_from_the_command_line(tmp_path, cat):
+    small_vlm("qwen2-vl").save(tmp_path / "model")
+    clip = tmp_path / "a.mp4"
+    clip.write_bytes(clip_file())
+    lines = [
+        "/image nowhere.png", f"/image {cat}", "red", "/video nowhere.mp4", f"/video {clip}", "blue",
+        f"/save {tmp_path}/talk.json", "/quit",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "qvl", "chat", "--model", str(tmp_path / "model"), "--max-new-tokens", "5"]
+    done = subprocess.run(
+        command,
+        input="\n".join(lines) + "\n",
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "error: no such picture file: nowhere.png" in done.stderr
+    assert "error: no such video file: nowhere.mp4" in done.stderr
+    saved = json.loads((tmp_path / "talk.json").read_text())
+    assert [m["role"] for m in saved] == ["user", "assistant"] * 2
+    assert [p["type"] for m in saved[::2] for p in m["content"]] == ["image", "text", "video", "text"]
+    assert "4 messages in" in done.stderr
 
 
 def test_help_and_quit(tmp_path):

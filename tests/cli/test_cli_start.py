@@ -10,8 +10,10 @@ import torch
 
 from qvl.checkpoint.configs import read_config
 from qvl.checkpoint.folder import save_model
+from qvl.cli.recipe import read_recipe
 from qvl.cli.start import begin, processor_of
-from qvl.train.build import build
+from qvl.data.packing import PackLimits, packs
+from qvl.train.build import build, sample_source
 from qvl.train.config import StageConfig, TrainConfig
 
 CONFIG = TrainConfig("run", (StageConfig("s", ("text",), 1.0, steps=1),), model="tiny-qwen-vl")
@@ -35,3 +37,16 @@ def test_stage_2_begins_with_stage_1_and_larger_pictures(tmp_path: Path) -> None
         assert processor.config.square.side == 224
     with pytest.raises(ValueError, match=r"queries is 36, but .*before has 16; their number can only be chosen"):
         begin(replace(config, queries=36), tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_qwen_vl", "tiny_easy_vqa"])
+def test_every_stage_of_a_world_recipe_makes_packs(name: str) -> None:
+    config = read_recipe(f"recipes/{name}.yaml")
+    # easy-VQA's pictures need not have been fetched.
+    config = replace(config, stages=tuple(replace(stage, easy_vqa=0.0) for stage in config.stages))
+    processor = processor_of(config)
+    for stage in config.stages:
+        source = sample_source(config, stage)
+        limits = PackLimits(stage.tokens_per_pack, stage.patches_per_pack)
+        pack = next(packs(source, processor, limits, stage.chat_format))
+        assert pack.samples > 1, stage.name

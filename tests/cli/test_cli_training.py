@@ -6,11 +6,31 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 import qvl
 from qvl.cli.main import USER_ERROR, main
 from qvl.cli.recipe import read_recipe
 from qvl.cli.training import claim
+
+SIGHT = """\
+  - name: told
+    trains: [text]
+    share: 1
+    steps: 2
+    objective: told
+    evaluate: false
+    tokens_per_pack: 400
+    world: {medium: words, tasks: {exists: 1}}
+  - name: match
+    trains: [vision, merger]
+    share: 1
+    steps: 2
+    objective: match
+    evaluate: false
+    tokens_per_pack: 400
+    world: {medium: both, turns: 1, tasks: {background: 1}}
+"""
 
 
 def test_a_folder_belongs_to_one_recipe(recipe: Path, tmp_path: Path) -> None:
@@ -82,3 +102,32 @@ def test_samples_are_shown_with_what_is_learned(recipe: Path, tmp_path: Path) ->
 def test_data_show_refuses(recipe: Path, options: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "show", "--config", str(recipe), *options]) == USER_ERROR
     assert said in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_ranks_that_share_a_model_leave_the_same_folder(recipe: Path, tmp_path: Path) -> None:
+    """Objectives of the demo included; the model is measured between stages and saved whole."""
+    text = recipe.read_text(encoding="utf-8")
+    text = text.replace("stages:", "stages:\n" + SIGHT, 1)
+    recipe.write_text(text, encoding="utf-8")
+    found = []
+    for name, options in {
+        "alone": ["--ranks", "1"],
+        "shard": ["--ranks", "2", "--set", "parallel.shard=0"],
+        "tensor": ["--ranks", "2", "--set", "parallel.tensor=2", "--set", "parallel.recompute=full"],
+    }.items():
+        run = tmp_path / name
+        assert main(["train", "--config", str(recipe), "--run", str(run), *options]) == 0
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert (run / "eval" / "chat" / "metrics.json").is_file()
+        found.append(
+            ([(row["stage"], row["step"]) for row in rows], rows, load_file(run / "model" / "model.safetensors"))
+        )
+    steps, rows, weights = found[0]
+    for other_steps, other_rows, other_weights in found[1:]:
+        assert other_steps == steps
+        for row, other in zip(rows, other_rows, strict=True):
+            # `match` chooses among the words of a pack, and two ranks have a pack each; `told` has noise.
+            assert other["loss"] == pytest.approx(row["loss"], rel=0.5 if row["stage"] in ("told", "match") else 0.05)
+        assert {name: w.shape for name, w in other_weights.items()} == {name: w.shape for name, w in weights.items()}
+        assert max(float((other_weights[name] - w).abs().max()) for name, w in weights.items()) < 0.05

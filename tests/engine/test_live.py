@@ -93,6 +93,31 @@ def test_too_many_are_turned_away_and_later_let_in(model, processor):
     live.close(drain_s=10)
 
 
+def test_requests_about_the_same_are_let_in_together_or_not_at_all(model, processor):
+    live = Live(model, processor, Limits(max_rows=1, max_waiting=2))
+    messages = user(picture(60, 60), "red")
+    asked = [Request(messages, Sampling(max_new_tokens=4, temperature=1.0, seed=s)) for s in range(4)]
+    with pytest.raises(QueueFull, match=r"3 requests"):
+        live.submit_all(asked)
+    replies = [whole(ticket) for ticket in live.submit_all(asked[:3])]
+    assert [r.token_ids for r in replies] == [r.token_ids for r in Engine(model, processor).generate(asked[:3])]
+    assert live.stats().pages_used == 0
+    live.close(drain_s=10)
+
+
+def test_pixels_that_wait_are_bounded(model, processor):
+    """One request may always come; a second that would not fit beside it is told to come again."""
+    live = Live(model, processor, Limits(max_rows=1, max_held_mib=1))
+    running, big = live.submit(long()), [user(picture(280, 280, seed), "red") for seed in range(3)]
+    first = live.submit(Request(big[0], Sampling(max_new_tokens=2)))  # 400 patches: 1.8 MiB, and nothing else waits
+    with pytest.raises(QueueFull, match=r"take 1 MiB, those of requests before it 1 MiB \(max_held_mib=1\)"):
+        live.submit(Request(big[1], Sampling(max_new_tokens=2)))
+    running.cancel()
+    assert whole(first).finish_reason == "length"
+    assert whole(live.submit(Request(big[2], Sampling(max_new_tokens=2)))).finish_reason == "length"
+    live.close(drain_s=10)
+
+
 def test_closing_finishes_what_runs_and_takes_nothing_new(model, processor):
     live = Live(model, processor)
     ticket = live.submit(Request(user("red"), Sampling(max_new_tokens=30)))

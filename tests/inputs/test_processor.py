@@ -164,3 +164,28 @@ def test_questions_about_a_told_picture_branch(processor: Processor) -> None:
     assert [b.branch for b in branches] == [True, True]
     assert not root.branch
     assert len(root.tokens_T) == 4  # <|vision_start|>, two words, <|vision_end|>
+
+
+def test_the_cost_is_told_before_anything_is_decoded(processor: Processor, v1: Processor, monkeypatch) -> None:
+    """What `admit` hears is exactly what the sequence has; it can stop before a pixel is touched."""
+    from qvl.media import load
+
+    frames = {"type": "video", "video": [picture(seed=i) for i in range(4)]}
+    asked = ask(image(picture(400, 300)), image(picture(), min_pixels=50_000), "What is it?")
+    for made, messages, calls in ((processor, asked, 1), (processor, [*asked, *ask(frames, "and?")], 2)):
+        heard: list[tuple[int, int]] = []
+        sequence = made.sequence(messages, admit=lambda *counts, heard=heard: heard.append(counts))
+        assert heard[-1] == (len(sequence.tokens_T), len(sequence.vision_rows_M))
+        assert len(heard) == calls
+        assert heard[0][0] <= heard[-1][0]
+    heard = []
+    sequence = v1.sequence(ask({"type": "image", "image": picture()}, "What?"), admit=lambda *c: heard.append(c))
+    assert heard == [(len(sequence.tokens_T), len(sequence.vision_rows_M))]
+
+    def refuse(tokens: int, vision: int) -> None:
+        raise ValueError(f"{tokens} tokens are too many")
+
+    monkeypatch.setattr(load, "view_image", lambda *a, **k: pytest.fail("a picture was decoded"))
+    for made in (processor, v1):
+        with pytest.raises(ValueError, match=r"\d+ tokens are too many"):
+            made.sequence(ask({"type": "image", "image": picture(3000, 4000)}, "What?"), admit=refuse)

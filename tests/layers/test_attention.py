@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qvl.layers import attention
 from qvl.layers.attention import SegmentPlan, attend_dense, attend_naive
@@ -114,6 +115,26 @@ def test_similar_lengths_share_a_call() -> None:
     plan = SegmentPlan.build((10, 9, 50, 10, 48), causal=True)
     assert sorted((g.segments, g.length) for g in plan._groups) == [(2, 50), (3, 10)]
     assert len(SegmentPlan.build((16, 16, 36), causal=False)._groups) == 2
+
+
+def test_many_pictures_hold_no_square_of_all_their_patches() -> None:
+    """Neither segments of one length nor of many: the largest tensor is the scores of one group of equal segments."""
+
+    class Watch(TorchDispatchMode):
+        largest = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            found = out if isinstance(out, tuple) else (out,)
+            self.largest = max([self.largest, *(x.numel() for x in found if isinstance(x, Tensor))])
+            return out
+
+    for lens in ((20,) * 60, tuple(range(11, 51, 2)) * 2):
+        q, k, v = (x.detach() for x in heads(sum(lens), 2, 2, 4))
+        plan = SegmentPlan.build(lens, causal=False)
+        with Watch() as watch:
+            plan.attend(q, k, v)
+        assert 0 < watch.largest < sum(lens) ** 2 / 10, f"{watch.largest} numbers for {sum(lens)} rows"
 
 
 def test_large_scores_survive_bfloat16() -> None:

@@ -126,13 +126,14 @@ def test_every_format_of_the_list_opens(format):
     assert pixels(encoded(Image.new("RGB", (16, 12), (200, 30, 30)), format)).shape == (12, 16, 3)
 
 
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(orientation):
+def test_exif_orientation_is_applied(orientation, format):
     from PIL import ImageOps
 
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encoded(photo(), "PNG", exif=exif)
+    data = encoded(photo(), format, exif=exif)
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     assert np.array_equal(pixels(data), np.asarray(expected))
     assert image_hw(data) == (expected.height, expected.width)

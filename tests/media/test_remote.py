@@ -18,7 +18,7 @@ from qvl.media.remote import RemotePolicy, fetch, is_public
     [
         *("127.0.0.1", "127.8.8.8", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "0.0.0.0"),
         *("100.64.0.1", "224.0.0.1", "255.255.255.255", "192.0.0.1", "240.0.0.1"),
-        *("::", "::1", "fe80::1", "fe80::1%eth0", "fc00::1"),
+        *("::", "::1", "fec0::1", "fe80::1", "fe80::1%eth0", "fc00::1"),
         *("::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::7f00:1", "2002:7f00:1::", "ff02::1", "::7f00:1"),
     ],
 )  # fmt: skip
@@ -53,6 +53,8 @@ ANY = RemotePolicy(("*",))
         ("http://[::1]/", ANY, "is not a public one"),
         ("http://2130706433/", ANY, "is not a public one"),
         ("http://0x7f.1/", ANY, "is not a public one"),
+        ("http://017700000001/", ANY, "is not a public one"),
+        ("http://[::ffff:7f00:1]/", ANY, "is not a public one"),
     ],
 )
 def test_what_is_refused_before_anything_is_sent(url, policy, message):

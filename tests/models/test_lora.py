@@ -42,13 +42,13 @@ def test_new_adapters_change_nothing_and_merging_changes_nothing(dora: bool) -> 
     plain = model(batch(model))
     add_lora(model, LoraConfig(3, 6, 0.0, EVERYTHING.parts, dora=dora))
     assert names < {name for name, _ in model.named_parameters()}
-    assert relative(model(batch(model)), plain) < 1e-6  # measured: 0, with DoRA 3e-7
+    assert relative(model(batch(model)), plain) < 1e-6  # measured over eight models: 0, with DoRA too
     excite(model)
     adapted = model(batch(model))
     assert relative(adapted, plain) > 0.05
     merge_lora(model)
     assert names == {name for name, _ in model.named_parameters()}
-    assert relative(model(batch(model)), adapted) < 2e-5  # measured: 1e-6, with DoRA 2e-6
+    assert relative(model(batch(model)), adapted) < 2e-5  # measured worst over eight models: 2.8e-6
 
 
 def test_every_official_module_has_an_adapter_of_its_own() -> None:

@@ -62,6 +62,17 @@ def test_order_does_not_matter(model: Qwen2VL) -> None:
             assert relative(a, b) < 1e-5
 
 
+def test_nothing_is_left_of_an_earlier_call(model: Qwen2VL) -> None:
+    """A model that keeps positions from one call to the next answers differently after a picture or a long text."""
+    alone, others = batch_of(sequences(model)[:1], model.config), batch_of(sequences(model)[1:], model.config)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        first = model(alone)
+        model(others)
+        assert torch.equal(model(alone), first)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 def test_branches_equal_whole_conversations(model: Qwen2VL) -> None:
     """A shared beginning with a picture and two goings-on, against the two whole sequences."""
     c, axes = model.config, model.config.text.rope_axes

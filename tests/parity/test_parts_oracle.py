@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from checkpoint.containers import float32, write_gguf
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from parity.handmade import randomise, relative
 from qvl.batch import Batch
+from qvl.checkpoint.folder import load_model, save_model
 from qvl.checkpoint.language_part import fill_language, read_language_part
 from qvl.checkpoint.onnx import ONNX
 from qvl.checkpoint.vision_part import VisionPart, fill_vision, read_vision_part
@@ -183,6 +185,102 @@ def test_clip(activation: str, tmp_path: Path) -> None:
         out = layer(x, attention_mask=None)
         x = out[0] if isinstance(out, tuple) else out
     assert relative(features(part, pixels), body.post_layernorm(x)[0]) < CLOSE
+
+
+def open_clip_folder(folder: Path, activation: str, suffix: str) -> dict[str, Tensor]:
+    """OpenCLIP's folder of a tower of width 32, two heads and two layers, patch 4, with a text tower beside it."""
+    shapes = {
+        "visual.conv1.weight": (32, 3, 4, 4), "visual.class_embedding": (32,), "visual.positional_embedding": (17, 32),
+        "visual.proj": (32, 10), "positional_embedding": (77, 10), "token_embedding.weight": (50, 10),
+        "transformer.resblocks.0.ln_1.weight": (10,), "logit_scale": (),
+    }  # fmt: skip
+    for norm in ("ln_pre", "ln_post", *(f"transformer.resblocks.{i}.ln_{n}" for i in range(2) for n in (1, 2))):
+        shapes |= {f"visual.{norm}.{kind}": (32,) for kind in ("weight", "bias")}
+    maps = {"attn.in_proj_": (96, 32), "attn.out_proj.": (32, 32), "mlp.c_fc.": (48, 32), "mlp.c_proj.": (32, 48)}
+    for i in range(2):
+        for name, shape in maps.items():
+            shapes[f"visual.transformer.resblocks.{i}.{name}weight"] = shape
+            shapes[f"visual.transformer.resblocks.{i}.{name}bias"] = shape[:1]
+    generator = torch.Generator().manual_seed(4)
+    tensors = {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    folder.mkdir()
+    if suffix == "bin":
+        torch.save(tensors, folder / "open_clip_pytorch_model.bin")
+    else:
+        save_file(tensors, folder / "open_clip_model.safetensors")
+    vision = {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "mlp_ratio": 1.5, "patch_size": 4}
+    settings = {"embed_dim": 10, "quick_gelu": activation == "quick_gelu", "vision_cfg": vision, "text_cfg": {}}
+    pixels = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings, "preprocess_cfg": pixels}))
+    return tensors
+
+
+def open_clip_features(w: dict[str, Tensor], pixels_CYX: Tensor, activation: str) -> Tensor:
+    """What that tower computes without its class token, by torch's convolution and attention."""
+    functional = nn.functional
+
+    def norm(y: Tensor, name: str) -> Tensor:
+        return functional.layer_norm(y, (32,), w[f"visual.{name}.weight"], w[f"visual.{name}.bias"], 1e-6)
+
+    x = functional.conv2d(pixels_CYX[None], w["visual.conv1.weight"], stride=4).flatten(2)[0].T
+    x = norm(x + w["visual.positional_embedding"][1:], "ln_pre")
+    for i in range(2):
+        block = f"transformer.resblocks.{i}"
+        attention = nn.MultiheadAttention(32, 2)
+        attention.load_state_dict({n: w[f"visual.{block}.attn.{n}"] for n in attention.state_dict()})
+        y = norm(x, f"{block}.ln_1")[:, None]
+        x = x + attention(y, y, y)[0][:, 0]
+        mlp = f"visual.{block}.mlp."
+        y = norm(x, f"{block}.ln_2") @ w[mlp + "c_fc.weight"].T + w[mlp + "c_fc.bias"]
+        y = y * torch.sigmoid(1.702 * y) if activation == "quick_gelu" else functional.gelu(y)
+        x = x + y @ w[mlp + "c_proj.weight"].T + w[mlp + "c_proj.bias"]
+    return norm(x, "ln_post")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("activation", "suffix"), [("quick_gelu", "bin"), ("gelu", "safetensors")])
+def test_open_clip(activation: str, suffix: str, tmp_path: Path) -> None:
+    tensors = open_clip_folder(tmp_path / "tower", activation, suffix)
+    part = read_vision_part(tmp_path / "tower")
+    c = part.config
+    assert (c.layers, c.heads, c.mlp_hidden, c.table_side, c.rope, c.pre_norm) == (2, 2, 48, 4, False, True)
+    assert c.activation == activation
+    assert (part.mean, part.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+    pixels = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert relative(features(part, pixels), open_clip_features(tensors, pixels, activation)) < CLOSE
+
+
+def test_an_open_clip_folder_without_weights(tmp_path: Path) -> None:
+    open_clip_folder(tmp_path / "tower", "gelu", "bin")
+    (tmp_path / "tower" / "open_clip_pytorch_model.bin").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no open_clip_model.safetensors or open_clip_pytorch_model.bin in"):
+        read_vision_part(tmp_path / "tower")
+
+
+@pytest.mark.parametrize("tower", [{"rope": False, "table_side": 4}, {"pre_norm": True}], ids=["table", "pre-norm"])
+def test_others_refuse_a_tower_that_they_do_not_have(
+    tower: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They would leave the table or the norm out and see nonsense."""
+    vision = replace(SMALL_TOWER, width=32, heads=2, **tower)
+    model = Qwen2VL(Qwen2VLConfig(SMALL_TEXT, vision, 100, tie_embeddings=True)).eval()
+    randomise(model, seed=5)
+    save_model(model, tmp_path)
+    assert "is for this package only: transformers and vLLM" in caplog.text
+    ours = load_model(tmp_path)
+    assert ours.config == model.config
+    for name, p in ours.named_parameters():
+        assert torch.equal(p, model.get_parameter(name)), name
+    for name in ("AutoConfig", "AutoModelForImageTextToText"):
+        with pytest.raises(ValueError, match="qvl_qwen2_vl"):
+            getattr(transformers, name).from_pretrained(tmp_path)
+    with pytest.raises((RuntimeError, ValueError)):  # told to take it all the same: tensors of another shape
+        transformers.Qwen2VLForConditionalGeneration.from_pretrained(tmp_path)
+    # A folder written before the mark was there.
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": "qwen2_vl", "vision_config": config.pop("qvl_vision_config")}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load_model(tmp_path).config == model.config
 
 
 def test_towers_that_are_not_read(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from qvl.inputs.sequence import Sequence
 from qvl.layers.attention import PackedContext, Span
 
 CONFIG = small_config(trained_len=16)
-CLOSE = 1e-5  # of the largest magnitude; measured worst: 9.3e-7
+CLOSE = 1e-5  # of the largest magnitude; measured worst over eight random models: 2.1e-6
 
 
 def tail(s: Sequence, start: int) -> Sequence:

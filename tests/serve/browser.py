@@ -92,8 +92,8 @@ class Browser:
     def type(self, text: str) -> None:
         self._call("Input.insertText", {"text": text})
 
-    def key(self, name: str, code: int, text: str = "") -> None:
-        event = {"key": name, "windowsVirtualKeyCode": code, "code": name}
+    def key(self, name: str, code: int, text: str = "", *, shift: bool = False) -> None:
+        event = {"key": name, "windowsVirtualKeyCode": code, "code": name, "modifiers": 8 if shift else 0}
         self._call("Input.dispatchKeyEvent", {**event, "type": "keyDown", **({"text": text} if text else {})})
         self._call("Input.dispatchKeyEvent", {**event, "type": "keyUp"})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from qvl.engine.api import Box, Delta, EngineStats, QueueFull, Reply, Request, TokenLogprob, Usage
@@ -20,7 +20,7 @@ def words(request: Request) -> str:
 
 @dataclass
 class CannedLive:
-    """Answers with `answer(request)`, four characters at a time; `gate` stops it before every piece."""
+    """Answers with `answer(request)`, `piece` characters at a time; `gate` stops it before every piece."""
 
     answer: Callable[[Request], str] = lambda request: "a cat"
     model_name: str = "canned"
@@ -29,6 +29,8 @@ class CannedLive:
     problem: str = ""
     finish: str = "stop"
     pause_s: float = 0.0
+    piece: int = 4
+    """Characters."""
     asked: list[Request] = field(default_factory=list)
     cancelled: int = 0
     open_tickets: int = 0
@@ -49,6 +51,11 @@ class CannedLive:
             self.open_tickets += 1
         return CannedTicket(self, request)
 
+    def submit_all(self, requests: Sequence[Request]) -> list[CannedTicket]:
+        if self.open_tickets + len(requests) > self.max_waiting:
+            raise QueueFull(f"{self.open_tickets} requests wait")
+        return [self.submit(request) for request in requests]
+
     def stats(self) -> EngineStats:
         return EngineStats(self.open_tickets, 0, 0, 0, len(self.asked), 0, 0, 0, 0, 0, 0, self.cancelled)
 
@@ -68,18 +75,21 @@ class CannedTicket:
             self._engine.cancelled += 1
         self._cancelled.set()
 
+    def listen(self, sink: Callable[[Delta | Reply], None]) -> None:
+        threading.Thread(target=lambda: [sink(item) for item in self], daemon=True).start()
+
     def __iter__(self) -> Iterator[Delta | Reply]:
         engine, sampling = self._engine, self._request.sampling
         text = "" if engine.problem else engine.answer(self._request)
         for stop in sampling.stop:
             text = text.partition(stop)[0]
         said, tokens = "", []
-        for at in range(0, len(text), 4):
+        for at in range(0, len(text), engine.piece):
             while not engine.gate.wait(0.01) and not self._cancelled.is_set():
                 pass
             if self._cancelled.wait(engine.pause_s) or len(tokens) == sampling.max_new_tokens:
                 break
-            piece = text[at : at + 4]
+            piece = text[at : at + engine.piece]
             said += piece
             token = TokenLogprob(
                 at, piece.encode(), -0.5, ((at, piece.encode(), -0.5), (1, b"\xff", -1.5))[: sampling.top_logprobs]

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
+import http.server
 import io
 import json
 import os
+import re
 import struct
+import threading
 import time
 import zlib
 
 import httpx2
 import pytest
 from canned_live import CannedLive
+from clips import clip_file
 from live_server import Live, ask, data_uri, error_of, picture, png, serving
 
+from qvl.media.remote import RemotePolicy
 from qvl.serve.config import Limits, ServeConfig
 
 
@@ -24,7 +30,7 @@ def engine() -> CannedLive:
 
 @pytest.fixture(scope="module")
 def live(engine: CannedLive):
-    limits = Limits(body_bytes=600_000, messages=100, media=5, source_pixels=10_000_000)
+    limits = Limits(body_bytes=600_000, messages=100, media=5, source_pixels=10_000_000, clip_pixels=200_000)
     with serving(engine, ServeConfig(port=0, limits=limits)) as server:
         yield server
 
@@ -96,6 +102,52 @@ def test_bad_pictures(live, name):
     assert len(error["message"]) < 600
 
 
+def clip(data: bytes) -> dict:
+    return {"type": "video_url", "video_url": {"url": data_uri(data, "video/mp4")}}
+
+
+PLAYLIST = b"#EXTM3U\n#EXT-X-MEDIA-SEQUENCE:0\n#EXTINF:10.0,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is empty"),
+        (b"garbage" * 100, "cannot be read as a video"),
+        (png(), "cannot be read as a video"),
+        (PLAYLIST, "cannot be read as a video"),
+        (clip_file()[:700], "cannot be read as a video"),
+        (clip_file(frames=60), "60 frames of 60 x 80 pixels, together 288,000; the limit is 200,000"),
+    ],
+)
+def test_bad_clips(live, data, message):
+    answer = live.post(ask(clip(data), "What is it?"))
+    assert answer.status_code == 400
+    assert message in error_of(answer)["message"]
+    assert error_of(answer)["param"] == "messages.0.content.0.video_url"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {**picture(data_uri(png())), "image": "/etc/hostname"},
+        {**picture(data_uri(png())), "video": "/etc/hostname"},
+        picture(data_uri(png()), image="/etc/hostname"),
+        picture(data_uri(png()), type="video", video="/etc/hostname"),
+        {"type": "image", "image": {"url": data_uri(png()), "image": "/etc/hostname"}},
+        {"type": "image", "image": {"url": data_uri(png()), "image_url": "/etc/hostname"}},
+        {"type": "image", "image": "/etc/hostname"},
+        {"type": "video", "video": ["/etc/hostname"]},
+    ],
+)
+def test_nothing_but_the_checked_address_says_what_is_opened(live, engine, part):
+    before = len(engine.asked)
+    answer = live.post(ask(part, "What is it?"))
+    assert answer.status_code == 400
+    assert "address" in error_of(answer)["message"] or "not open to requests" in error_of(answer)["message"]
+    assert len(engine.asked) == before
+
+
 def without(body: dict, key: str) -> dict:
     return {k: v for k, v in body.items() if k != key}
 
@@ -118,6 +170,11 @@ BODIES = {
     "a message that is text": (talk("hi"), "messages.0", "dictionary"),
     "an unknown part": (ask({"type": "input_audio", "input_audio": {}}), "messages", "type 'input_audio'"),
     "content of a number": (talk({"role": "user", "content": 3}), "messages", "content must be"),
+    "a number as text": (ask("hi", temperature="0.5"), "temperature", "valid number"),
+    "true for a number": (ask("hi", max_tokens=True), "max_tokens", "valid integer"),
+    "yes for true": (ask("hi", stream="yes"), "stream", "valid boolean"),
+    "another encoding": (b'{"model": "canned", "messages": [{"role": "user", "content": "\xe9"}]}', None, "UTF-8"),
+    "packed": (gzip.compress(json.dumps(ask("hi")).encode()), None, "UTF-8"),
     "too hot": (ask("hi", temperature=-1), "temperature", "greater than or equal to 0"),
     "not a number": (json.dumps(ask("hi", temperature=float("nan"))).encode(), "temperature", ""),
     "no tokens": (ask("hi", max_tokens=0), "max_tokens", "greater than or equal to 1"),
@@ -158,6 +215,82 @@ def test_bodies_that_are_too_large_are_not_read_into_memory(live):
         pass  # the connection may be closed before the client has looked
 
 
+def test_bodies_that_are_too_much_together():
+    engine = CannedLive()
+    engine.gate.clear()
+    with serving(engine, ServeConfig(port=0, limits=Limits(bodies_total_bytes=150_000))) as live:
+        first = threading.Thread(target=live.post, args=(ask("x" * 100_000),))
+        first.start()
+        wait_for(lambda: engine.open_tickets == 1)
+        answer = live.post(ask("x" * 100_000))
+        assert (answer.status_code, error_of(answer)["code"]) == (503, "queue_full")
+        assert "the limit is 150,000" in error_of(answer)["message"]
+        engine.gate.set()
+        first.join()
+        assert live.post(ask("x" * 100_000)).status_code == 200  # what is over is let go
+        assert live.post(ask("x" * 200_000)).status_code == 200  # one alone is bounded by its own limit
+
+
+def test_whoever_watches_the_server_gets_an_answer_while_pictures_are_opened():
+    """More requests than there are threads wait for their pictures."""
+    engine, go_on = CannedLive(), threading.Event()
+    submit = engine.submit
+    engine.submit = lambda request: go_on.wait(60) and submit(request)  # type: ignore[method-assign]
+    with serving(engine) as live:
+        waiting = [threading.Thread(target=live.post, args=(ask("hi"),)) for _ in range(60)]
+        for thread in waiting:
+            thread.start()
+        wait_for(lambda: "qvl_http_in_flight 61" in httpx2.get(f"{live.url}/metrics", timeout=20).text)
+        for path in ("/health", "/v1/models", "/", "/page/app.js"):
+            assert httpx2.get(live.url + path, timeout=20).status_code == 200
+        go_on.set()
+        for thread in waiting:
+            thread.join()
+    assert engine.open_tickets == 0
+
+
+@pytest.fixture
+def private_web():
+    """A server on this machine that nobody outside may talk to, and what it was asked."""
+    asked: list[str] = []
+
+    class Web(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(png())
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Silent."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Web)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server.server_address[1], asked
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+DISGUISES = ("127.0.0.1", "localhost", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "[::1]", "[::ffff:127.0.0.1]")
+
+
+def test_addresses_of_this_machine_are_not_fetched_in_any_disguise(private_web):
+    port, asked = private_web
+    engine = CannedLive()
+    with serving(engine, ServeConfig(port=0, remote=RemotePolicy(("*",)))) as live:
+        for host in DISGUISES:
+            answer = live.post(ask(picture(f"http://{host}:{port}/a.png"), "?"))
+            assert answer.status_code == 400, host
+            assert "not a public one" in error_of(answer)["message"]
+        for url in ("http://169.254.169.254/latest/", "http://0/", "https://[fec0::1]/", f"http://a@127.0.0.1:{port}/"):
+            assert live.post(ask(picture(url), "?")).status_code == 400, url
+            assert live.post(ask({"type": "video_url", "video_url": {"url": url}}, "?")).status_code == 400, url
+    assert asked == []
+    assert engine.asked == []
+
+
 def test_a_form_must_be_json(live):
     """A page of another site can send forms, but not JSON, without being asked."""
     answer = live.post(json.dumps(ask("hi")).encode(), headers={"Content-Type": "text/plain"})
@@ -181,6 +314,45 @@ def test_clients_that_say_nothing_are_let_go():
             head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             sock.sendall(head + b"Content-Length: 100\r\n\r\n{")
             assert sock.recv(1000).startswith(b"HTTP/1.1 408")
+
+
+@pytest.mark.parametrize(("stream", "size"), [(False, 4_000_000), (True, 40_000_000)])
+def test_a_client_that_reads_nothing_is_let_go(stream, size):
+    """Its answer is larger than all buffers on the way."""
+    engine = CannedLive(answer=lambda request: "x" * size, piece=size // 40)
+    with serving(engine, ServeConfig(port=0, limits=Limits(write_s=1.0))) as live:
+        body = json.dumps(ask("hi", stream=stream, max_tokens=1000)).encode()
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        with live.connect() as sock:
+            sock.sendall(head + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            wait_for(lambda: engine.asked and engine.open_tickets == 0)
+            wait_for(lambda: "qvl_http_in_flight 1\n" in httpx2.get(f"{live.url}/metrics", timeout=60).text)
+            if not stream:
+                time.sleep(3)  # its whole body is with the transport at once
+            got = b""
+            try:
+                while piece := sock.recv(1 << 20):
+                    got += piece
+            except ConnectionError:
+                pass
+            head, _, came = got.partition(b"\r\n\r\n")
+            if stream:
+                assert not came.endswith(b"0\r\n\r\n")
+            elif head:
+                declared = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+                assert declared is not None
+                assert len(came) < int(declared[1])
+        # Slow is not nothing: whoever reads on gets everything.
+        with httpx2.stream("POST", f"{live.url}/v1/chat/completions", content=body, headers=JSON, timeout=60) as answer:
+            slowly = 0
+            for number, piece in enumerate(answer.iter_bytes(2_000_000)):
+                slowly += len(piece)
+                if number < 4:
+                    time.sleep(0.15)
+        assert slowly > size
+
+
+JSON = {"Content-Type": "application/json"}
 
 
 def test_a_client_that_goes_away_ends_its_request(live, engine):

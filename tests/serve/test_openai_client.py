@@ -7,6 +7,7 @@ import json
 import openai
 import pytest
 from canned_live import CannedLive, words
+from clips import clip_file
 from live_server import Live, data_uri, picture, png, serving
 
 from qvl.text.grounding import box, ref
@@ -230,9 +231,11 @@ def test_uploads_are_named_in_later_requests(client, engine):
     assert [f.id for f in client.files.list()] == [file.id]
     client.chat.completions.create(model="canned", messages=question(picture(file.id), "hi"))
     assert engine.asked[-1].messages[-1].parts[0].source == png()
-    clip = {"type": "video_url", "video_url": {"url": file.id}, "fps": 1}
-    client.chat.completions.create(model="canned", messages=question(clip, "hi"))
-    assert (engine.asked[-1].messages[-1].parts[0].source, engine.asked[-1].messages[-1].parts[0].fps) == (png(), 1)
+    moving = clip_file()
+    clip = client.files.create(file=("cat.mp4", moving), purpose="vision")
+    part = {"type": "video_url", "video_url": {"url": clip.id}, "fps": 1}
+    client.chat.completions.create(model="canned", messages=question(part, "hi"))
+    assert (engine.asked[-1].messages[-1].parts[0].source, engine.asked[-1].messages[-1].parts[0].fps) == (moving, 1)
     assert client.files.delete(file.id).deleted
     with pytest.raises(openai.BadRequestError, match="there is no uploaded file") as caught:
         client.chat.completions.create(model="canned", messages=question(picture(file.id), "hi"))

@@ -100,13 +100,14 @@ def test_the_answer_and_its_boxes_come_as_they_are_said(page, engine, scene, tmp
     assert page.run(BOXES) == 3
     # The box lies over the circle, whatever size the picture is shown at: 30..190 of 480, 60..220 of 320; its line is
     # drawn around it.
+    page.run("Promise.all(document.getAnimations().map((a) => a.finished)).then(() => 0)")  # boxes appear growing
     edges = page.run(
         "(() => { const p = document.querySelector('.frame img').getBoundingClientRect();"
         "const b = document.querySelector('.box[data-n=\"0\"]').getBoundingClientRect();"
         "const across = (x) => (x - p.left) / p.width, down = (y) => (y - p.top) / p.height;"
         "return [across(b.left), down(b.top), across(b.right), down(b.bottom)]; })()"
     )
-    assert edges == pytest.approx([30 / 480, 60 / 320, 190 / 480, 220 / 320], abs=0.02)
+    assert edges == pytest.approx([30 / 480, 60 / 320, 190 / 480, 220 / 320], abs=0.002)
     assert page.run("document.querySelector('.cost summary').textContent").startswith("11 tokens in, ")
     page.screenshot(tmp_path / "answer.png")
     # Nothing came from elsewhere, nothing was complained about.
@@ -158,6 +159,33 @@ def test_what_a_model_says_stays_text(page, engine, scene):
     assert page.run("document.querySelectorAll('.exchange script, .exchange b, .exchange i').length") == 0
     assert page.run("document.querySelector('.question').textContent") == "<i>hi</i>"
     assert page.complaints() == []
+
+
+def test_a_long_answer_is_followed_until_somebody_scrolls(page, engine, scene):
+    ask(page, "What is where?", scene)
+    page.wait(DONE)
+    engine.answer = lambda request: "line\n" * 400
+    engine.pause_s = 0.005
+    end = (
+        "document.querySelector('.exchange:last-child .answer').getBoundingClientRect().bottom"
+        " - document.getElementById('talk').getBoundingClientRect().bottom"
+    )
+    try:
+        ask(page, "Count.")
+        page.wait("document.querySelectorAll('.exchange').length === 2")
+        # The question stands at the top, though the answer below it is still short.
+        page.wait("document.querySelector('.exchange:last-child').getBoundingClientRect().top < 130")
+        page.wait("document.querySelector('.exchange:last-child .answer').getBoundingClientRect().height > 700")
+        page.run("new Promise(requestAnimationFrame).then(() => 0)")
+        assert page.run(end) < 40
+        page.run(
+            "(() => { const talk = document.getElementById('talk'); talk.dispatchEvent(new WheelEvent('wheel'));"
+            "talk.scrollTo({ top: 0, behavior: 'instant' }); })()"
+        )
+        page.wait(DONE)
+        assert page.run("document.getElementById('talk').scrollTop") == 0
+    finally:
+        engine.pause_s = 0.0
 
 
 def test_a_reply_can_be_stopped(page, engine, scene):

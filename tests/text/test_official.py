@@ -44,6 +44,7 @@ def test_conversations_of_fine_tuning_files() -> None:
     )
     for wrong, complaint in (
         ([], "at least one turn"),
+        (["hi"], "turn 0 must be an object with 'from' and 'value', not str"),
         ([{"from": "human", "value": "x"}], "turn 0 must be .*user.*from='human'"),
         ([*turns, {"from": "user", "value": None}], "turn 2 must be .*NoneType"),
         ([*turns, {"from": "user", "value": "<img>"}], "turn 2: <img> .* never closed"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from collections.abc import Sequence
@@ -43,8 +44,13 @@ class Even:
         return Sample(f"even/{index}", "count", messages)
 
 
+@functools.cache
+def _tokenizer() -> Tokenizer:
+    return Tokenizer.reduced([], base_ranks=0)
+
+
 def small_model(**text: int) -> tuple[Qwen2VL, Processor]:
-    tokenizer = Tokenizer.reduced([], base_ranks=0)
+    tokenizer = _tokenizer()
     config = Qwen2VLConfig(
         replace(DecoderConfig(32, 2, 4, 2, 16, 48, rope_theta=20.0, rope_sections=(2, 3, 3)), **text),
         VisionConfig(width=32, layers=2, heads=2, mlp_hidden=32),

@@ -6,6 +6,8 @@ import itertools
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qvl.data.fitting import prepare
 from qvl.data.packing import PackLimits, packs
@@ -13,7 +15,7 @@ from qvl.data.records import Sample
 from qvl.inputs.processor import Processor
 from qvl.models.qwen2_vl.model import Qwen2VL
 from qvl.text.messages import Message
-from qvl.train.loss import token_losses
+from qvl.train.loss import head_losses, head_losses_naive, token_losses
 
 # Worst cases measured on these samples, relative to the largest gradient: 6e-7; per-token losses: 1e-6.
 TOLERANCE = 1e-5
@@ -100,3 +102,76 @@ def test_labels_are_required(model, processor, world) -> None:
     batch = processor([world.sample("train", 0).messages])
     with pytest.raises(ValueError, match="no labels"):
         token_losses(model, batch)
+
+
+VOCABULARY, WIDTH, ROW = 101, 16, 4 * 101
+CHUNKS = {"one row a time": (1, 0), "some wait": (5 * ROW, 12 * ROW), "all at once": (1 << 20, 1 << 20)}
+
+
+def head_and_rows(rows: int) -> tuple[nn.Linear, Tensor, Tensor, Tensor]:
+    """A head, hidden states, labels, and how much each loss counts (not the same for all)."""
+    torch.manual_seed(0)
+    hidden_XD = torch.randn(rows, WIDTH, requires_grad=True)
+    labels_X = torch.randint(VOCABULARY, (rows,))
+    return nn.Linear(WIDTH, VOCABULARY, bias=False), hidden_XD, labels_X, torch.rand(rows)
+
+
+@pytest.mark.parametrize("sizes", CHUNKS.values(), ids=list(CHUNKS))
+@pytest.mark.parametrize("lower", [False, True], ids=["float32", "autocast"])
+def test_head_losses_are_those_of_the_slow_twin(lower: bool, sizes: tuple[int, int]) -> None:
+    head, hidden_XD, labels_X, weight_X = head_and_rows(37)
+    found = []
+    for losses in (head_losses_naive, lambda *args: head_losses(*args, chunk_bytes=sizes[0], kept_bytes=sizes[1])):
+        with torch.autocast("cpu", torch.bfloat16, enabled=lower):
+            losses_X = losses(head, hidden_XD, labels_X)
+        grads = torch.autograd.grad((losses_X * weight_X).sum(), [hidden_XD, head.weight])
+        found.append((losses_X.detach(), *grads))
+    # Measured worst cases: float32 5e-7; autocast 7e-3 (the gradient of a logit is rounded to bfloat16 in both).
+    for slow, fast in zip(*found, strict=True):
+        assert slow.dtype == fast.dtype
+        assert (slow - fast).abs().max() <= (2e-2 if lower else 5e-6) * slow.abs().max()
+
+
+def test_head_losses_hold_few_logits() -> None:
+    """No tensor on the way has more values than a chunk of logits or the head itself."""
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            largest = max([largest, *(x.numel() for x in (out if isinstance(out, tuple) else (out,)) if _is_tensor(x))])
+            return out
+
+    head, hidden_XD, labels_X, _ = head_and_rows(60)
+    with Watch():
+        head_losses(head, hidden_XD, labels_X, chunk_bytes=7 * ROW, kept_bytes=0).sum().backward()
+    assert largest == VOCABULARY * WIDTH
+    with Watch():
+        head_losses_naive(head, hidden_XD, labels_X).sum().backward()
+    assert largest == 60 * VOCABULARY
+
+
+def _is_tensor(x: object) -> bool:
+    return isinstance(x, Tensor)
+
+
+def test_backward_twice_gives_the_same() -> None:
+    head, hidden_XD, labels_X, _ = head_and_rows(20)
+    total = head_losses(head, hidden_XD, labels_X).sum()
+    first = torch.autograd.grad(total, head.weight, retain_graph=True)[0]
+    assert torch.allclose(first, torch.autograd.grad(total, head.weight)[0], atol=1e-6)
+
+
+def test_a_frozen_head_and_no_rows() -> None:
+    head, hidden_XD, labels_X, _ = head_and_rows(20)
+    head.requires_grad_(False)
+    head_losses(head, hidden_XD, labels_X).sum().backward()
+    assert hidden_XD.grad is not None
+    assert head.weight.grad is None
+    head.requires_grad_(True)
+    nothing = head_losses(head, hidden_XD[:0], labels_X[:0])
+    assert nothing.shape == (0,)
+    nothing.sum().backward()
+    assert head.weight.grad is not None
+    assert not head.weight.grad.any()

@@ -10,7 +10,7 @@ from qvl.models.lora import LoraConfig, add_lora, is_adapter
 from qvl.models.registry import build_model, preset
 from qvl.train.clock import StageClock
 from qvl.train.config import OptimConfig
-from qvl.train.optim import Float32Muon, Optimizers, freeze, orthogonalise, part_of, rate
+from qvl.train.optim import BatchedMuon, Optimizers, freeze, orthogonalise, part_of, rate
 
 
 def test_muon_follows_the_library() -> None:
@@ -21,7 +21,7 @@ def test_muon_follows_the_library() -> None:
     theirs = [nn.Parameter(p.detach().clone()) for p in mine]
     start = [p.detach().clone() for p in mine]
     options = {"lr": 0.01, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
-    ours, library = Float32Muon(mine, {}, **options), torch.optim.Muon(theirs, **options)
+    ours, library = BatchedMuon(mine, {}, **options), torch.optim.Muon(theirs, **options)
     for _ in range(4):
         for a, b in zip(mine, theirs, strict=True):
             a.grad = torch.randn_like(a)
@@ -91,7 +91,7 @@ def test_projections_of_a_fused_matrix_are_orthogonalised_apart() -> None:
     torch.manual_seed(0)
     p = nn.Parameter(torch.zeros(48, 16))
     p.grad = torch.randn(48, 16) * torch.tensor([1e-3] * 32 + [1.0] * 16)[:, None]
-    Float32Muon([p], {p: (16, 16, 16)}, lr=0.01, weight_decay=0.0, adjust_lr_fn="match_rms_adamw").step()
+    BatchedMuon([p], {p: (16, 16, 16)}, lr=0.01, weight_decay=0.0, adjust_lr_fn="match_rms_adamw").step()
     queries, keys, values = (part.norm() for part in p.detach().split(16))
     assert queries > 0.8 * values
     assert keys > 0.8 * values

@@ -112,6 +112,12 @@ def test_another_number_of_lanes_goes_on_with_the_same_samples(lanes: int) -> No
     assert redeal(begin(2), 2) == begin(2)
 
 
+def test_what_is_to_come_is_dealt_in_turn() -> None:
+    assert redeal([Lane(6), Lane(9)], 3) == [Lane(10, (6,)), Lane(11, (8,)), Lane(9)]
+    assert redeal([Lane(12), Lane(13)], 4) == [Lane(16, (12,)), Lane(13), Lane(14), Lane(15)]
+    assert redeal([Lane(12), Lane(13)], 1) == [Lane(13, (12,))]
+
+
 @pytest.mark.parametrize(
     ("accumulate", "lanes", "expected"),
     [(1, 1, Share(1, 1.0)), (1, 2, Share(1, 0.5)), (8, 4, Share(2, 1.0)), (6, 4, Share(2, 0.75))],

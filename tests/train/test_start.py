@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,11 @@ from safetensors.torch import load_file
 from tiny_parts import language_folder, vision_folder
 
 import qvl
-from qvl.checkpoint.folder import load_model
+from qvl.checkpoint.folder import load_model, save_model
 from qvl.cli.recipe import read_recipe
+from qvl.cli.start import begin, processor_of, restore
 from qvl.cli.training import train_run
+from qvl.layers.attention import PackedContext
 from qvl.models.qwen2_vl.config import preset
 from qvl.models.qwen2_vl.model import Qwen2VL
 from qvl.models.qwen_vl.config import PRESETS
@@ -29,9 +33,10 @@ def parts(tmp_path: Path) -> PartsConfig:
 
 
 def recipe(parts: PartsConfig, run: Path) -> TrainConfig:
-    settings = [f"parts.language={parts.language}", f"parts.vision={parts.vision}"]
-    for stage in ("stage1", "stage2", "stage3"):
-        settings += [f"stages.{stage}.{key}" for key in ("steps=2", "world.sizes=[[56,56]]", "evaluate=false")]
+    settings = [f"parts.language={parts.language}", f"parts.vision={parts.vision}", "parts.rope_sections=[1,2,5]"]
+    short = ("steps=2", "world.sizes=[[56,56]]", "evaluate=false", "easy_vqa=0", "frozen=[]")
+    for stage in ("stage1-words", "stage1", "stage2", "stage3"):
+        settings += [f"stages.{stage}.{key}" for key in short]
     return read_recipe("recipes/small.yaml", {"run": str(run), "threads": 1}, settings)
 
 
@@ -52,6 +57,18 @@ def test_what_a_model_begins_as(parts: PartsConfig, tmp_path: Path) -> None:
     assert (new - rows.mean(0)).abs().max() < rows.std(0).max()
     assert not torch.equal(new, model.embed.weight[tokenizer.special("<|box_end|>")])
     assert model.decoder.layers[0].qkv.bias.abs().max() == 0
+    assert model.config.text.rope_sections == (1, 2, 5)
+
+
+def test_a_picture_begins_as_long_as_words(parts: PartsConfig, tmp_path: Path) -> None:
+    """Else a pretrained decoder's layers would add next to nothing to it."""
+    built = build(recipe(parts, tmp_path / "run"))
+    pixels = torch.randint(0, 255, (112, 112, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    question = {"role": "user", "content": [{"type": "image", "image": pixels.numpy()}, {"type": "text", "text": "?"}]}
+    batch = built.processor([[question]])
+    with torch.no_grad():
+        seen = built.model.see(batch, PackedContext(batch)).norm(dim=1).mean()
+    assert 0.5 < seen / built.model.embed.weight.norm(dim=1).mean() < 2
 
 
 def test_train_save_go_on_and_ask(parts: PartsConfig, tmp_path: Path) -> None:
@@ -69,6 +86,31 @@ def test_train_save_go_on_and_ask(parts: PartsConfig, tmp_path: Path) -> None:
     question = [{"type": "image", "image": picture}, {"type": "text", "text": "ab?"}]
     reply = vlm.chat([{"role": "user", "content": question}], max_new_tokens=3)
     assert reply.usage.completion_tokens >= 1
+
+
+def test_a_run_is_exported_without_its_parts(parts: PartsConfig, tmp_path: Path) -> None:
+    config = recipe(parts, tmp_path / "run")
+    done = train_run(config)
+    shutil.rmtree(parts.language)
+    shutil.rmtree(parts.vision)
+    _, built, where = restore(tmp_path / "run")
+    assert where
+    for (name, p), q in zip(done.vlm.model.named_parameters(), built.model.parameters(), strict=True):
+        assert torch.equal(p, q), name
+    assert built.processor.config.geometry == done.vlm.processor.config.geometry
+    assert built.processor.config.pixels == done.vlm.processor.config.pixels
+    assert built.processor.tokenizer.encode("ab ab") == done.vlm.processor.tokenizer.encode("ab ab")
+
+
+def test_parts_beside_a_whole_model(parts: PartsConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "whole"
+    save_model(Qwen2VL(preset("tiny")), folder)
+    both = replace(recipe(parts, tmp_path / "run"), model=str(folder))
+    for start in (begin, lambda config, _run: processor_of(config)):
+        with pytest.raises(
+            ValueError, match=r"is a whole model, and the recipe names pretrained parts besides \(parts."
+        ):
+            start(both, tmp_path / "run")
 
 
 def test_the_preset_is_what_its_parts_are() -> None:

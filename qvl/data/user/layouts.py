@@ -99,7 +99,7 @@ def _turns(entry: Mapping[str, Any], key: str) -> Iterator[_Turn]:
         who = "role" if "role" in turn else "from"
         said = "content" if "content" in turn else "value"
         role, content = turn.get(who), turn.get(said)
-        if role not in _ROLES:
+        if not isinstance(role, str) or role not in _ROLES:
             raise ValueError(f"{key}[{i}].{who} is {role!r}; known are {', '.join(_ROLES)}")
         if not isinstance(content, str | list):
             raise ValueError(f"{key}[{i}].{said} must be text or a list of parts, not {type(content).__name__}")
@@ -154,6 +154,9 @@ def _with_placeholders(entry: Mapping[str, Any], turns: list[_Turn], root: Path)
         "<image>": lambda source, where: Image(locate(source, root, where)),
         "<video>": lambda source, where: Video(_clip(source, root, where)),
     }
+    for where, _, text in turns:
+        if not isinstance(text, str):
+            raise ValueError(f"{where} must be text; parts in a list belong under 'messages', as OpenAI writes them")
     given = {tag: len(files) for tag, files in waiting.items()}
     wanted = {tag: sum(text.count(tag) for _, _, text in turns) for tag in waiting}
     for tag in waiting:

@@ -9,7 +9,7 @@ import { ExchangeView, node } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
 const PREVIEW_PX = 1024;
-const state = { model: "", settings: store.settings(), talk: null, pending: [], views: [], running: null };
+const state = { model: "", settings: store.settings(), talk: null, pending: [], views: [], running: null, following: false };
 
 const icon = (name) => {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
@@ -18,6 +18,9 @@ const icon = (name) => {
   svg.append(use);
   return svg;
 };
+
+// Not crypto.randomUUID: that is only there on https and on this machine.
+const newId = () => [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 
 function toast(text) {
   $("toast").textContent = text;
@@ -38,7 +41,7 @@ async function addFiles(files) {
 }
 
 async function readMedium(file) {
-  const medium = { id: crypto.randomUUID(), name: file.name || "pasted.png", type: file.type, blob: file, url: URL.createObjectURL(file), preview: null, width: 0, height: 0, fileId: null };
+  const medium = { id: newId(), name: file.name || "pasted.png", type: file.type, blob: file, url: URL.createObjectURL(file), preview: null, width: 0, height: 0, fileId: null };
   try {
     if (file.type.startsWith("image/")) await sizeOf(medium, await createImageBitmap(file, { imageOrientation: "from-image" }));
     else await sizeOfClip(medium);
@@ -74,7 +77,7 @@ function showPending() {
 
 function newTalk() {
   stop();
-  state.talk = { id: crypto.randomUUID(), title: "", exchanges: [] };
+  state.talk = { id: newId(), title: "", exchanges: [] };
   showTalk();
 }
 
@@ -132,6 +135,7 @@ async function ask(question) {
   $("welcome").hidden = true;
   $("exchanges").append(view.root);
   view.root.scrollIntoView({ block: "start" });
+  state.following = true;
   await run(index, exchange, view);
 }
 
@@ -168,7 +172,7 @@ async function receive(index, exchange, view, again = true) {
       exchange.boxes = choice?.delta.boxes ?? exchange.boxes;
       exchange.finish = choice?.stop_reason ?? exchange.finish;
       exchange.usage = chunk.usage ?? exchange.usage;
-      frame ||= requestAnimationFrame(() => { frame = 0; if (state.running) view.update(true); });
+      frame ||= requestAnimationFrame(() => { frame = 0; if (state.running) { view.update(true); follow(view); } });
     }
   } catch (error) {
     if (!again || !/no uploaded file/.test(error.message)) throw error;
@@ -177,6 +181,12 @@ async function receive(index, exchange, view, again = true) {
   } finally {
     cancelAnimationFrame(frame);
   }
+}
+
+/** Keeps the end of the growing answer in sight, until somebody scrolls. */
+function follow(view) {
+  const below = view.answer.getBoundingClientRect().bottom + 24 - $("talk").getBoundingClientRect().bottom;
+  if (state.following && below > 0) $("talk").scrollBy({ top: below, behavior: "instant" });
 }
 
 async function uploadAll(media, key) {
@@ -273,6 +283,7 @@ document.addEventListener("keydown", (event) => {
   if (state.running) stop();
   for (const view of state.views) view.pick(null);
 });
+for (const event of ["wheel", "touchmove", "keydown"]) $("talk").addEventListener(event, () => { state.following = false; }, { passive: true });
 for (const id of ["attach", "choose"]) $(id).addEventListener("click", () => $("files").click());
 $("files").addEventListener("change", async () => { await addFiles([...$("files").files]); $("files").value = ""; });
 for (const idea of document.querySelectorAll(".ideas button")) idea.addEventListener("click", () => { $("question").value = idea.textContent; fit(); $("question").focus(); });
@@ -296,6 +307,7 @@ $("theme").addEventListener("click", turnTheme);
 $("history-open").addEventListener("click", () => toggleList());
 $("history-close").addEventListener("click", () => toggleList(false));
 $("settings-open").addEventListener("click", openSettings);
+$("settings").addEventListener("submit", closeSettings); // at once: the event "close" comes some time after
 $("settings").addEventListener("close", closeSettings);
 $("settings").addEventListener("click", (event) => { if (event.target === $("settings")) $("settings").close(); });
 $("forget").addEventListener("click", () => { store.forget(); newTalk(); toast("forgotten"); });

@@ -41,6 +41,7 @@ export class ExchangeView {
     const { answer, problem, usage } = this.exchange;
     this.answer.classList.toggle("wait", busy && !answer);
     this.answer.classList.toggle("busy", busy && Boolean(answer));
+    this.answer.hidden = !busy && !answer;
     const pieces = parse(answer, busy);
     const boxes = this.places(pieces, busy);
     this.answer.replaceChildren(...this.words(pieces, boxes));

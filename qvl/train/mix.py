@@ -1,0 +1,147 @@
+"""What samples look like on average: pictures of some sizes, and words about them.
+
+Knows: what a picture costs either family, how such samples lie in a pack, what a stage's own samples are like.
+Does not know: bytes, devices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import Literal, final
+
+from qvl.batch import IGNORE
+from qvl.data.fitting import prepare
+from qvl.data.packing import SampleSource
+from qvl.inputs.processor import Processor
+from qvl.media.resize import Geometry, PixelBudget, smart_resize
+from qvl.models.qwen2_vl.config import Qwen2VLConfig
+from qvl.models.qwen_vl.config import QwenVLConfig
+from qvl.models.vlm import VLMConfig
+from qvl.train.config import StageConfig
+from qvl.train.step_memory import PackShape
+
+MARKS = 2
+"""Tokens around a picture."""
+
+
+@final
+@dataclass(frozen=True)
+class Picture:
+    """What a picture costs."""
+
+    hw: tuple[int, int]
+    """Pixels as given."""
+    seen_hw: tuple[int, int]
+    """Pixels as the model sees it."""
+    grid: tuple[int, int]
+    """Patches."""
+    tokens: int
+    """With the two marks: what the key-value cache and a pack hold."""
+    positions: int
+    """Rotary positions it takes: with three axes only its longer side counts."""
+
+    @property
+    def patches(self) -> int:
+        """Of one picture."""
+        return self.grid[0] * self.grid[1]
+
+    @classmethod
+    def of(cls, hw: tuple[int, int], config: VLMConfig, budget: PixelBudget) -> Picture:
+        """A picture of `hw` pixels for a model of either family; `budget` bounds a Qwen2-VL's."""
+        if isinstance(config, QwenVLConfig):
+            side, tokens = config.vision.image_px, config.adapter.queries + MARKS
+            rows = side // config.vision.patch
+            return cls(hw, (side, side), (rows, rows), tokens, tokens)
+        assert isinstance(config, Qwen2VLConfig), f"no pictures for {type(config).__name__}"
+        patch, merge = config.vision.patch, config.vision.merge
+        seen = smart_resize(*hw, Geometry(patch=patch, merge=merge).factor, budget.min_pixels, budget.max_pixels)
+        rows, columns = (n // patch for n in seen)
+        sides = rows // merge, columns // merge
+        tokens = sides[0] * sides[1] + MARKS
+        positions = max(sides) + MARKS if config.text.rope_axes == 3 else tokens
+        return cls(hw, seen, (rows, columns), tokens, positions)
+
+
+@final
+@dataclass(frozen=True)
+class Mix:
+    """Samples of one picture of these sizes in turn (none: text alone) and some questions about it."""
+
+    hws: tuple[tuple[int, int], ...]
+    """A size that comes three times as often stands here three times."""
+    turns: int
+    """Questions with their answers."""
+    words: int
+    """Tokens of one of them."""
+    learned: int
+    """Of these, tokens that are learned."""
+    branches: bool = True
+    """The questions do not need each other and share the picture's tokens (`Batch.parents`)."""
+    medium: Literal["pixels", "words", "both"] = "pixels"
+    """`words`: pictures are told, with a word where a vision token would be; `both`: told behind the picture."""
+
+    def __post_init__(self) -> None:
+        if self.turns < 1 or not 0 < self.learned <= self.words:
+            raise ValueError(
+                f"a sample needs a question and learned tokens, got {self.turns} questions of {self.words} tokens, "
+                f"{self.learned} of them learned"
+            )
+
+    def pictures(self, config: VLMConfig, budget: PixelBudget) -> tuple[Picture | None, ...]:
+        return tuple(Picture.of(hw, config, budget) for hw in self.hws) or (None,)
+
+    def tokens(self, picture: Picture | None) -> int:
+        """Of one sample."""
+        return self.turns * self.words + self._seen(picture)
+
+    def patches(self, picture: Picture | None) -> int:
+        """Of one sample."""
+        return picture.patches if picture and self.medium != "words" else 0
+
+    def _seen(self, picture: Picture | None) -> int:
+        """Tokens of pictures in one sample, marks included."""
+        return 0 if picture is None else picture.tokens * (2 if self.medium == "both" else 1)
+
+    def pack(self, pictures: tuple[Picture | None, ...], count: int) -> PackShape:
+        """The first `count` samples, end to end."""
+        held = list(islice(cycle(pictures), count))
+        lens: list[int] = []
+        parents: list[int] = []
+        for picture in held:
+            if picture is not None and self.branches:
+                root = len(lens)
+                lens += [self._seen(picture), *[self.words] * self.turns]
+                parents += [-1, *[root] * self.turns]
+            else:
+                lens.append(self.tokens(picture))
+                parents.append(-1)
+        seen = [p for p in held if p is not None]
+        return PackShape(
+            tuple(lens),
+            tuple(parents),
+            tuple((1, *p.grid) for p in seen if self.patches(p)),
+            sum(p.tokens - MARKS for p in seen) * (2 if self.medium == "both" else 1),
+            count * self.turns * self.learned,
+        )
+
+
+def mix_of(source: SampleSource, processor: Processor, stage: StageConfig, looks: int = 64) -> Mix:
+    """What the samples of a stage are like on average, by looking at some of them.
+
+    Raises:
+        ValueError, OSError: a sample cannot be used.
+    """
+    samples = [source[i] for i in range(looks)]
+    held = [p for sample in samples for p in prepare(sample, processor, stage.chat_format)]
+    medium = stage.world.medium if any(len(p.vision_rows_M) for p in held) else "pixels"
+    visuals = [v for p in held for v in p.visuals]
+    pictures = len(visuals) or looks
+    branches = sum(p.branch for p in held)
+    turns = max(1, round(branches / pictures))
+    marks = MARKS * pictures * (2 if medium == "both" else 1)
+    words = sum(len(p.tokens_T) - len(p.vision_rows_M) for p in held) - marks
+    learned = sum(int((p.labels_T != IGNORE).sum()) for p in held if p.labels_T is not None)
+    hws = tuple(v.original_hw for v in visuals) or (stage.world.sizes if medium == "words" else ())
+    each = pictures * turns
+    return Mix(hws, turns, max(1, round(words / each)), max(1, round(learned / each)), branches > 0, medium)
