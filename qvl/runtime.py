@@ -69,6 +69,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qvl"
 
 
+def kernels_wanted() -> bool:
+    """`QVL_KERNELS=0`: compute by torch alone, without the kernels that are compiled on first use."""
+    return os.environ.get("QVL_KERNELS", "") != "0"
+
+
 def set_up_logging(level: int = logging.INFO) -> None:
     """Readable log lines on the terminal."""
     logging.basicConfig(
@@ -122,6 +127,30 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+@functools.cache
+def cpu_flags() -> frozenset[str]:
+    """What the processor can do, in Linux' words (`avx2`, `avx512_bf16`); empty where nobody says."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))
+
+
+def ask_for_huge_pages(address: int, size: int) -> None:
+    """Asks the system to back fresh memory with pages of 2 MiB instead of 4 KiB, which are found and faulted in with
+    much less effort. Where it cannot, nothing happens."""
+    if platform.system() != "Linux":
+        return
+    huge, will_need_huge = 1 << 21, 14  # MADV_HUGEPAGE
+    begin, end = -(-address // huge) * huge, (address + size) // huge * huge
+    if begin < end:
+        _libc().madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), will_need_huge)
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def peak_memory_bytes() -> int:
