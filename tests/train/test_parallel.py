@@ -80,11 +80,10 @@ def alone() -> dict[Case, dict[str, Any]]:
 def test_ranks_train_as_one_process(name: str, found: dict, alone: dict) -> None:
     case = (TWO | FOUR)[name]
     reference = alone[replace(case, layout=ParallelConfig(), packs=2)]
-    # WORST
+    # Worst cases measured, loss / norm / gradients: float32 1.1e-7 / 3.4e-7 / 1e-6; bfloat16 2.8e-3 / 4.8e-3 / 0.02, as
+    # far as from float32: ranks that share weights also round the residual stream, which autocast alone does not. Last
+    # weights: 4e-5 (of Qwen-VL's adapter, by AdamW where gradients are next to nothing) and 5.5e-3.
     loss, gradient = (1e-2, 5e-2) if case.lower else (1e-5, 1e-5)
-    told = found[name][0]
-    import sys
-    print("MEAS", name, max(abs(a/b-1) for a,b in zip(told["loss"],reference["loss"])), max(abs(a/b-1) for a,b in zip(told["norm"],reference["norm"])), max(float((told["gradients"][k]-g).norm()/(g.norm()+1e-12)) for k,g in reference["gradients"].items()), max(float((told["gradients"][k]-g).norm()) for k,g in reference["gradients"].items()), max(float((told["weights"][k]-w).abs().max()) for k,w in reference["weights"].items()), file=sys.stderr)
     for told in found[name]:
         assert told["dtypes"] == {"torch.float32"}, "master weights"
         assert told["loss"] == pytest.approx(reference["loss"], rel=loss)
