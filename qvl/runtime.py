@@ -103,6 +103,14 @@ def set_threads(threads: int = 0, ranks: int = 1) -> int:
     return torch.get_num_threads()
 
 
+def trim_memory() -> None:
+    """Gives memory that was freed back to the system, where the C library can do that. glibc otherwise keeps much of
+    it, in a pool for every thread: a server that many threads work for would grow for hours."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def usable_cores() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
