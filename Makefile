@@ -55,7 +55,7 @@ test-all: check test  ## check and every test
 demo: $(STAMP)  ## train, measure and report (MINUTES=15 RUN=runs/demo); started again it goes on
 	$(BIN)/python -m qvl demo --minutes $(MINUTES) --run $(RUN)
 
-BENCHES := $(filter-out record readme_numbers query_ablation train_sides,$(basename $(notdir $(wildcard bench/*.py))))
+BENCHES := $(filter-out record peers readme_numbers query_ablation train_sides,$(basename $(notdir $(wildcard bench/*.py))))
 
 bench: $(STAMP)  ## measure every claim; rows go to bench/results, tables to bench/RESULTS.md
 	@set -e; for name in $(BENCHES); do echo "== bench.$$name"; $(BIN)/python -m bench.$$name; done

@@ -74,13 +74,13 @@ def made() -> tuple[Qwen2VL, Processor]:
     return model, Processor(tokenizer)
 
 
-def started(model: Qwen2VL, processor: Processor, rows: int, context: int) -> Session:
-    """A session in which `rows` requests of about `context` tokens are being answered."""
-    session = Session(model, processor, Limits(max_rows=rows, cache_tokens=rows * (context + 128)))
+def started(model: Qwen2VL, processor: Processor, rows: int, context: int, room: int = 2 * STEPS + 20) -> Session:
+    """A session in which `rows` requests of about `context` tokens are being answered, by `room` tokens each."""
+    session = Session(model, processor, Limits(max_rows=rows, cache_tokens=rows * (context + room + 64)))
     words = len(processor.tokenizer.encode("a few words " * 10)) / 10
-    sampling = Sampling(max_new_tokens=2 * STEPS + 20, stop_on_repetition=False)
+    sampling = Sampling(max_new_tokens=room, stop_on_repetition=False)
     for row in range(rows):
-        text = f"{row} " + "a few words " * int((context - 30) / words)
+        text = f"{row} " + "a few words " * int(max(0, context - 30) / words)
         session.add(session.prepare(Request([{"role": "user", "content": text}], sampling)), lambda item: None)
     while session.stats().waiting or not _decodes(session):
         session.step()

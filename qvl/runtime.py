@@ -69,6 +69,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qvl"
 
 
+def kernels_wanted() -> bool:
+    """`QVL_KERNELS=0`: compute by torch alone, without the kernels that are compiled on first use."""
+    return os.environ.get("QVL_KERNELS", "") != "0"
+
+
 def set_up_logging(level: int = logging.INFO) -> None:
     """Readable log lines on the terminal."""
     logging.basicConfig(
@@ -98,6 +103,14 @@ def set_threads(threads: int = 0, ranks: int = 1) -> int:
     return torch.get_num_threads()
 
 
+def trim_memory() -> None:
+    """Gives memory that was freed back to the system, where the C library can do that. glibc otherwise keeps much of
+    it, in a pool for every thread: a server that many threads work for would grow for hours."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def usable_cores() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -122,6 +135,30 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+@functools.cache
+def cpu_flags() -> frozenset[str]:
+    """What the processor can do, in Linux' words (`avx2`, `avx512_bf16`); empty where nobody says."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))
+
+
+def ask_for_huge_pages(address: int, size: int) -> None:
+    """Asks the system to back fresh memory with pages of 2 MiB instead of 4 KiB, which are found and faulted in with
+    much less effort. Where it cannot, nothing happens."""
+    if platform.system() != "Linux":
+        return
+    huge, will_need_huge = 1 << 21, 14  # MADV_HUGEPAGE
+    begin, end = -(-address // huge) * huge, (address + size) // huge * huge
+    if begin < end:
+        _libc().madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), will_need_huge)
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def peak_memory_bytes() -> int:

@@ -7,7 +7,7 @@ Does not know: tokenizer files (`qvl.text`), optimizer state, what the model com
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,16 +23,25 @@ from qvl.checkpoint.weights import OLD_FILES, Stored, WeightFiles, some, write_w
 from qvl.models.keys import Entry, stored_tensors
 from qvl.models.registry import Family, family_of
 from qvl.models.vlm import VisionLanguageModel
+from qvl.runtime import ask_for_huge_pages
 
 _log = logging.getLogger(__name__)
 
 
 def load_model(
-    path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    path: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    filled: Callable[[VisionLanguageModel, str], None] | None = None,
 ) -> VisionLanguageModel:
     """Builds the model that the folder's config.json describes and fills it tensor by tensor.
 
     Peak memory is the model plus its largest stored tensor. Stored values of another dtype are cast.
+
+    Args:
+        filled: called with the model and the name of each parameter once that is filled; it may exchange the
+            parameter's module for another, so that the whole model never lies in memory as it is stored.
 
     Raises:
         FileNotFoundError: no config.json, no weights, or a shard is missing.
@@ -57,7 +66,7 @@ def load_model(
     if config.tie_embeddings:
         _check_tied_head(stored, kind, folder)
     _check_fit(entries, stored, kind, folder)
-    _fill(model, entries, stored, torch.device(device), dtype)
+    _fill(model, entries, stored, torch.device(device), dtype, filled)
     return model
 
 
@@ -173,25 +182,29 @@ def _check_fit(entries: tuple[Entry, ...], stored: WeightFiles, kind: Family, fo
 
 @torch.no_grad()
 def _fill(
-    model: nn.Module,
+    model: VisionLanguageModel,
     entries: tuple[Entry, ...],
     stored: WeightFiles,
     device: torch.device,
     dtype: torch.dtype,
+    filled: Callable[[VisionLanguageModel, str], None] | None = None,
 ) -> None:
     """Gives every parameter and table its own memory and copies the parts into their rows."""
     names_of: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names_of.setdefault(id(parameter), []).append(name)
     aliases = {names[0]: names for names in names_of.values()}
-    tensors = stored.read(part.name for entry in entries for part in entry.parts)
     for entry in entries:
         values = torch.empty(entry.shape, dtype=dtype, device=device)
-        for _, view in entry.views(values):
-            view.copy_(next(tensors).reshape(view.shape))
+        if device.type == "cpu":
+            ask_for_huge_pages(values.data_ptr(), values.nbytes)
+        for part, view in entry.views(values):
+            stored.fill(part.name, view)
         names = aliases.get(entry.ours)
-        filled = nn.Parameter(values) if names else values  # what is not a parameter is a fixed table
+        made = nn.Parameter(values) if names else values  # what is not a parameter is a fixed table
         for name in names or [entry.ours]:
             module, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(module), leaf, filled)
+            setattr(model.get_submodule(module), leaf, made)
+        if filled is not None:
+            filled(model, entry.ours)
     assert not any(tensor.is_meta for tensor in stored_tensors(model).values()), "a tensor was not filled"

@@ -5,16 +5,21 @@ Knows: names, shapes, single tensors on demand, what a damaged file looks like. 
 
 from __future__ import annotations
 
+import json
 import pickle
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""safetensors' words for the number formats that are read straight from the file."""
 
 
 class TensorFile(ABC):
@@ -27,6 +32,19 @@ class TensorFile(ABC):
     @abstractmethod
     def get(self, name: str) -> Tensor:
         """A tensor on the CPU, as stored; it may go when the object goes."""
+
+    def place(self, name: str) -> Place | None:
+        """Where the tensor's values lie in the file, if they can be read as they are."""
+        return None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor's values in its file, one after the other."""
+
+    dtype: torch.dtype
+    offset: int
+    bytes: int
 
 
 def open_tensors(file: Path) -> TensorFile:
@@ -50,6 +68,16 @@ class _Safetensors(TensorFile):
             self._opened = safe_open(file, framework="pt")
         except SafetensorError as error:
             raise _damaged(file, error) from None
+        with file.open("rb") as opened:  # well-formed, or it would not be open
+            size = int.from_bytes(opened.read(8), "little")
+            self._header: dict[str, dict[str, Any]] = json.loads(opened.read(size))
+        self._start = 8 + size
+
+    def place(self, name: str) -> Place | None:
+        told = self._header[name]
+        begin, end = told["data_offsets"]
+        dtype = _DTYPES.get(told["dtype"])
+        return None if dtype is None else Place(dtype, self._start + begin, end - begin)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         names = self._opened.keys()

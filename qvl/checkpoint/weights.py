@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qvl.checkpoint.jsonfile import Fields, dump
-from qvl.checkpoint.tensor_files import open_tensors
+from qvl.checkpoint.reading import read_at
+from qvl.checkpoint.tensor_files import TensorFile, open_tensors
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -49,6 +50,9 @@ class WeightFiles:
         """Tensor name -> file that holds it."""
         self.shapes = shapes
         self._stored_names = stored_names or {}
+        self._opened: dict[Path, TensorFile] = {}
+        """The file that was filled from last."""
+        self._mapped_bytes = 0
 
     @classmethod
     def find(cls, folder: Path) -> WeightFiles:
@@ -108,6 +112,29 @@ class WeightFiles:
             used += tensor.nbytes
             yield tensor
             del tensor
+
+    def fill(self, name: str, view: Tensor) -> None:
+        """Writes a stored tensor into `view`, memory of as many values, cast where need be.
+
+        Values of the same dtype that shall lie one after the other are read from the file by several threads, straight
+        to where they belong: nothing is mapped, and no page is touched twice.
+
+        Raises:
+            ValueError: the file is shorter than its header says.
+        """
+        file = self.files[name]
+        if file not in self._opened:
+            self._opened = {file: open_tensors(file)}
+        opened, stored = self._opened[file], self._stored_names.get(name, name)
+        place = opened.place(stored)
+        if place is not None and place.dtype == view.dtype and view.device.type == "cpu" and view.is_contiguous():
+            read_at(file, place.offset, view)
+            return
+        stored_tensor = opened.get(stored)
+        view.copy_(stored_tensor.reshape(view.shape))
+        self._mapped_bytes += stored_tensor.nbytes
+        if self._mapped_bytes > _REMAP_BYTES:  # as in `read`
+            self._opened, self._mapped_bytes = {}, 0
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -45,7 +45,8 @@ def chat(
     top_p: float = 1.0,
     seed: int | None = None,
     device: str = "cpu",
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    quantize: Literal["int8", "int4"] | None = None,
     boxes_folder: str | None = None,
     inline: Literal["auto", "kitty", "iterm", "off"] = "auto",
 ) -> None:
@@ -64,7 +65,8 @@ def chat(
         top_p: sample only from the likeliest tokens that together reach this probability
         seed: of the sampling; without it every reply is another one
         device: cpu, cuda, cuda:1, ...
-        dtype: number format of the weights
+        dtype: number format of the weights (default: float32; with quantize, bfloat16)
+        quantize: int8 or int4 = weights of the language model rounded to integers: less memory, faster, less exact
         boxes_folder: where drawn boxes go; by default a folder "chat" beside the model
         inline: how the terminal is sent pictures with boxes; auto = as it says of itself
     """
@@ -76,7 +78,7 @@ def chat(
 
     notes = notes_console()
     with notes.status(f"loading {model} ..."):
-        vlm = load(model, device=device, dtype=dtype)
+        vlm = load(model, device=device, dtype=dtype, quantize=quantize)
     beside = Path(model).resolve().parent if Path(model).is_dir() else Path.cwd()
     protocol = terminal_pictures() if inline == "auto" else None if inline == "off" else inline
     talk = Conversation(

@@ -16,7 +16,8 @@ def evaluate_model(
     recipe: Path | None = None,
     out: Path | None = None,
     device: str = "cpu",
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Literal["float32", "bfloat16"] | None = None,
+    quantize: Literal["int8", "int4"] | None = None,
 ) -> None:
     """Measures a model on held-out scenes of the embedded world, or on easy-VQA, and saves every prediction.
 
@@ -31,7 +32,8 @@ def evaluate_model(
         out: folder for metrics.json and predictions.jsonl (default: measured/SPLIT in that run, else in
             runs/measured).
         device: cpu, cuda, cuda:1 ...
-        dtype: of the weights while computing.
+        dtype: of the weights while computing (default: float32; with quantize, bfloat16).
+        quantize: int8 or int4 = weights of the language model rounded to integers.
     """
     import qvl
     from qvl.cli.measure import measure, measure_easy_vqa, print_scores
@@ -44,8 +46,8 @@ def evaluate_model(
     if out is None:
         name = split if task == "world" else task
         out = of_run.parent / "measured" / name if of_run.is_file() else Path("runs/measured") / Path(model).name / name
-    vlm = qvl.load(model, device=device, dtype=dtype)
-    stamp = {"model": model, "device": device, "dtype": dtype}
+    vlm = qvl.load(model, device=device, dtype=dtype, quantize=quantize)
+    stamp = {"model": model, "device": device, "dtype": dtype, "quantize": quantize}
     if task == "easy-vqa":
         result = measure_easy_vqa(vlm.engine, samples, out, style=world.style, floors=floors, stamp=stamp)
     else:

@@ -31,7 +31,8 @@ def serve(
     allowed_media_domains: str | list[str] | None = None,
     allowed_local_media_path: Path | None = None,
     device: str = "cpu",
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    quantize: Literal["int8", "int4"] | None = None,
 ) -> None:
     """Answers OpenAI's clients at http://HOST:PORT/v1, and people at http://HOST:PORT in a browser.
 
@@ -59,7 +60,8 @@ def serve(
             one); by default none
         allowed_local_media_path: folder whose files requests may name
         device: cpu, cuda, cuda:1 ...
-        dtype: number format of the weights
+        dtype: number format of the weights (default: float32; with quantize, bfloat16)
+        quantize: int8 or int4 = weights of the language model rounded to integers: less memory, faster, less exact
     """
     from qvl.engine.limits import Limits as Bounds
     from qvl.media.remote import RemotePolicy
@@ -85,7 +87,7 @@ def serve(
         drain_s=drain_s,
     )
     bounds = Bounds(max_rows, cache_tokens=cache_tokens, vision_cache_mib=vision_cache_mib, max_waiting=max_waiting)
-    _run(model, name, config, bounds, device, dtype)
+    _run(model, name, config, bounds, device, dtype, quantize)
 
 
 def _run(
@@ -94,7 +96,8 @@ def _run(
     config: ServeConfig,
     bounds: Bounds,
     device: str,
-    dtype: Literal["float32", "bfloat16", "float16"],
+    dtype: Literal["float32", "bfloat16", "float16"] | None,
+    quantize: Literal["int8", "int4"] | None,
 ) -> None:
     try:
         from qvl.serve.server import listen, make_server, run
@@ -109,7 +112,7 @@ def _run(
     sock = listen(config)  # before the model: a taken port is told at once
     try:
         with notes.status(f"loading {model} ..."):
-            vlm = qvl.load(model, device=device, dtype=dtype)
+            vlm = qvl.load(model, device=device, dtype=dtype, quantize=quantize)
         called = name or (Path(model).resolve().name if Path(model).is_dir() else model)
         engine = vlm.live(called, bounds)
         server = make_server(engine, config)

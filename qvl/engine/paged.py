@@ -10,6 +10,7 @@ side are not gathered at all, but viewed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -29,6 +30,8 @@ _SLACK = 1.5
 """Decoded rows of different lengths share one product if that reads at most this many times their pages."""
 _ALWAYS_SHARED = 64
 """... or wastes at most this many pages."""
+_LINE = 64
+"""Bytes that a processor reads at once: pages begin where such a line does."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,10 @@ class PagedStore:
         assert not batch.parents, "branches have no pages of their own"
         return PagedContext(self, batch, rows)
 
+    def layer(self, layer: int) -> Tensor:
+        """All pages of a layer, `[2K, pages, page * H]`."""
+        return self._layers[layer]
+
     def width(self, tokens: int) -> int:
         """Tokens that there is room for in the pages of so many."""
         return -(-tokens // self.page_tokens) * self.page_tokens
@@ -108,7 +115,10 @@ class PagedStore:
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """On the CPU the system hands out memory page by page as it is written: a large cache costs what is used of it."""
     if device.type == "cpu" and dtype in _NUMPY_OF:
-        return torch.from_numpy(np.zeros(shape, _NUMPY_OF[dtype])).view(dtype)
+        count, spare = math.prod(shape), _LINE // dtype.itemsize
+        numbers = np.zeros(count + spare, _NUMPY_OF[dtype])
+        first = -numbers.ctypes.data % _LINE // dtype.itemsize
+        return torch.from_numpy(numbers[first : first + count].reshape(shape)).view(dtype)
     return torch.zeros(shape, dtype=dtype, device=device)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qvl.batch import Batch
+from qvl.engine.native.pages import CellStore
 from qvl.engine.paged import PagedStore, Row
 from qvl.engine.seeing import Seeing, Work, looks_in
 from qvl.layers.attention import AttnContext
@@ -42,7 +43,7 @@ class Model(Protocol):
 
 @final
 class Runner:
-    def __init__(self, model: Model, store: PagedStore, seeing: Seeing) -> None:
+    def __init__(self, model: Model, store: PagedStore | CellStore, seeing: Seeing) -> None:
         self._model = model
         self._store = store
         self._seeing = seeing

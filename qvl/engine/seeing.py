@@ -13,6 +13,7 @@ from torch import Tensor
 
 from qvl.batch import Batch
 from qvl.engine.answer import Answer, Sight
+from qvl.engine.native.pages import seeing_context
 from qvl.engine.scheduler import Look, Piece
 from qvl.engine.vision_cache import VisionCache
 from qvl.layers.attention import AttnContext, PackedContext
@@ -41,13 +42,16 @@ class Seeing:
         rope_axes: int,
         merge: int,
         device: torch.device,
+        kernels: bool = False,
     ) -> None:
-        """`merge`: patches per side of a vision token, which decides the order of a picture's patches."""
+        """`merge`: patches per side of a vision token, which decides the order of a picture's patches; `kernels`: the
+        tower is in bfloat16, for which there may be compiled attention."""
         self._see = see
         self._cache = cache
         self._axes = rope_axes
         self._merge = merge
         self._device = device
+        self._kernels = kernels
 
     def provide(self, work: Sequence[Work]) -> set[Answer]:
         """Gives every answer the vectors that its piece needs. Returns those that something was seen for."""
@@ -88,4 +92,4 @@ class Seeing:
             grids=tuple((1, *sight.hw) for sight in sights),
             vision_rows_M=none,
         ).to(self._device)
-        return self._see(batch, PackedContext(batch))
+        return self._see(batch, seeing_context(batch) if self._kernels else PackedContext(batch))

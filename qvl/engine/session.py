@@ -18,6 +18,7 @@ from qvl.engine.api import Delta, EngineStats, Reply, Request
 from qvl.engine.grammar import Grammars
 from qvl.engine.kv_pool import PagePool
 from qvl.engine.limits import Limits
+from qvl.engine.native.pages import CellStore
 from qvl.engine.paged import PagedStore
 from qvl.engine.runner import Model, Runner
 from qvl.engine.sampler import choose_tokens
@@ -73,11 +74,19 @@ class Session:
         text, weight, limits = self._model.config.text, self._model.embed.weight, self._limits
         pages = _cache_pages(self._model, limits)
         self._weights = _fingerprint(self._model)
-        self._store = PagedStore(text, pages, limits.page_tokens, weight.dtype, weight.device)
+        fits = CellStore.fits(text, limits.page_tokens, weight.dtype, weight.device)
+        self._store = (CellStore if fits else PagedStore)(text, pages, limits.page_tokens, weight.dtype, weight.device)
         self._pool = PagePool(pages)
         vision = VisionCache(limits.vision_cache_mib << 20)
         merge = self._processor.config.geometry.merge
-        seeing = Seeing(self._model.see, vision, rope_axes=text.rope_axes, merge=merge, device=weight.device)
+        seeing = Seeing(
+            self._model.see,
+            vision,
+            rope_axes=text.rope_axes,
+            merge=merge,
+            device=weight.device,
+            kernels=weight.dtype == torch.bfloat16,
+        )
         self._runner = Runner(self._model, self._store, seeing)
         self._scheduler = Scheduler(limits, self._pool, vision.__contains__)
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack, final, get_args
 
 import torch
 
 from qvl.checkpoint.adapter import load_adapter
+from qvl.checkpoint.configs import read_config
 from qvl.checkpoint.folder import load_model, save_model
 from qvl.checkpoint.hub import resolve
 from qvl.checkpoint.stage import staged_folder
@@ -22,7 +24,9 @@ from qvl.engine.api import Reply, Request, Sampling
 from qvl.engine.generate import Engine
 from qvl.engine.limits import Limits
 from qvl.engine.live import Live
+from qvl.engine.native.packing import Quantize
 from qvl.engine.pairing import PROCESSOR_FILES, check_match, processor_for, save_processor
+from qvl.engine.quicken import Packer, is_packed, quicken
 from qvl.inputs.processor import Processor, Resize
 from qvl.models.lora import merge_lora
 from qvl.models.vlm import VisionLanguageModel
@@ -128,8 +132,10 @@ class VLM:
 
         Raises:
             OSError: the disk is full; nothing is changed then.
-            ValueError: the format cannot express the model's configuration.
+            ValueError: the format cannot express the model's configuration, or its weights were packed.
         """
+        if is_packed(self.model):
+            raise ValueError("the model's weights were rounded to integers by quantize: load it without, and save that")
         with staged_folder(Path(folder), replaces=(*OLD_FILES, *PROCESSOR_FILES)) as stage:
             save_model(self.model, stage)
             save_processor(self.processor, stage)
@@ -155,16 +161,17 @@ class ReplyStream:
 def load(
     path_or_id: str | Path,
     device: str = "cpu",
-    dtype: Dtype = "float32",
-    quantize: None = None,
+    dtype: Dtype | None = None,
+    quantize: Quantize | None = None,
     lora: str | Path | None = None,
     resize: Resize = "exact",
 ) -> VLM:
     """Loads a model folder in the Hugging Face layout, or a hub id such as "Qwen/Qwen2-VL-2B-Instruct".
 
     Args:
-        dtype: "float32", "bfloat16" or (not on the CPU) "float16".
-        quantize: not there yet, only None.
+        dtype: "float32", "bfloat16" or (not on the CPU) "float16"; None = "float32", with `quantize` "bfloat16".
+        quantize: "int8" or "int4" = keep the language model's weights as integers, a half or a quarter of the memory
+            of bfloat16 and so much faster to answer with on a CPU; docs/speed.md says what it costs. Cannot be saved.
         lora: folder (or hub id) of an adapter in PEFT's layout; it is added to the weights.
         resize: "exact" = the reference's pixels; "fast" = several times faster, a grey level or two off.
 
@@ -172,18 +179,25 @@ def load(
         FileNotFoundError: no such folder, or a file of it is missing.
         ValueError: an option or a file says something that is not implemented, or the adapter is another model's.
     """
+    dtype = dtype or ("float32" if quantize is None else "bfloat16")
     if dtype not in _DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(_DTYPES)}")
     if resize not in get_args(Resize):
         raise ValueError(f"resize {resize!r} is unknown; choose one of {', '.join(get_args(Resize))}")
-    if quantize is not None:
-        raise ValueError(f"quantize={quantize!r} is not supported by this version; leave quantize at None")
+    if quantize is not None and quantize not in get_args(Quantize):
+        raise ValueError(f"quantize {quantize!r} is unknown; choose one of {', '.join(get_args(Quantize))}, or None")
+    if quantize is not None and dtype != "bfloat16":
+        raise ValueError(f"quantize={quantize!r} computes in bfloat16, not in {dtype}; leave dtype out")
     folder = resolve(path_or_id)
-    model = load_model(folder, device=_device(device), dtype=_DTYPES[dtype]).eval()
-    if lora is not None:
-        load_adapter(model, resolve(lora))
-        merge_lora(model)
-    return VLM(model, processor_for(model.config, folder, resize))
+    packer = None if quantize is None or lora is not None else Packer(quantize)
+    with ThreadPoolExecutor(1, "tokenizer") as beside:  # a large vocabulary takes as long as a small model's weights
+        processor = beside.submit(processor_for, read_config(folder), folder, resize)
+        model = load_model(folder, device=_device(device), dtype=_DTYPES[dtype], filled=packer).eval()
+        if lora is not None:
+            load_adapter(model, resolve(lora))
+            merge_lora(model)
+        quicken(model, quantize)
+        return VLM(model, processor.result())
 
 
 def _sampling(max_new_tokens: int, temperature: float, options: SamplingOptions) -> Sampling:

@@ -3,9 +3,9 @@
 Knows: best fit, neighbours that grow together, the top of the heap, blocks so large that the system gives them.
 Does not know: tensors, threads, the small objects between the blocks.
 
-On the CPU a training holds more than its tensors: a freed block can be used again only by what fits into it. How much more
-depends on the order in which blocks come and go, so it is played through (malloc/malloc.c of glibc 2.3x; the names of its
-constants are given).
+On the CPU a training holds more than its tensors: a freed block can be used again only by what fits into it. How much
+more depends on the order in which blocks come and go, so it is played through (malloc/malloc.c of glibc 2.3x; the names
+of its constants are given).
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from qvl.layers.decoder import DecoderLayer
 from qvl.layers.linear import FusedLinear
 from qvl.models.lora import has_lora
+from qvl.models.qwen2_vl import vit as qwen2_vl_vit
+from qvl.models.qwen_vl import vit as qwen_vl_vit
 from qvl.models.vlm import VisionLanguageModel
 from qvl.train.blocks import vision_blocks
 
@@ -38,6 +40,7 @@ def narrow(model: VisionLanguageModel, ranks: int) -> None:
         block.split = (queries, keys, values)
         _cut(block, ranks)
     for block in vision_blocks(model):
+        assert isinstance(block, qwen_vl_vit.VisionBlock | qwen2_vl_vit.VisionBlock)
         block.heads = _share(block.heads, ranks, "heads of the vision tower")
         _cut(block, ranks)
     for name, module in model.visual.named_children():

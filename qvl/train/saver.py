@@ -18,7 +18,6 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
 
 from qvl.train.ranks import Ranks
@@ -33,6 +32,7 @@ from qvl.train.saved import (
     rotate,
     write_tensors,
 )
+from qvl.train.shards import on_cpu
 from qvl.train.state import named_tensors, random_states
 
 log = logging.getLogger(__name__)
@@ -201,9 +201,9 @@ def _own_part(tensors: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
 
 
 def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies in this machine's memory."""
-    stager = DefaultStager(StagingOptions(False, False, False, False))
-    copies = stager.stage(tensors)
-    stager.close()
-    assert isinstance(copies, dict)
-    return copies
+    """Copies in this machine's memory.
+
+    Not by torch's stager, which failed now and then ("invalid python storage") on tensors that a state dict makes for
+    the purpose (rows in the model's order): it tells tensors and storages apart by `id` alone.
+    """
+    return {key: on_cpu(tensor) for key, tensor in tensors.items()}

@@ -161,6 +161,12 @@ def like(held: DTensor, piece: Tensor) -> DTensor:
     )
 
 
+def on_cpu(tensor: Tensor) -> Tensor:
+    """A copy in the processor's memory, of what this rank holds; laid out as `tensor`."""
+    piece = local(tensor.detach()).to("cpu", copy=True)
+    return DTensor(piece, tensor._spec, requires_grad=False) if isinstance(tensor, DTensor) else piece
+
+
 def is_sharded(tensors: Iterable[Tensor]) -> bool:
     return any(isinstance(t, DTensor) for t in tensors)
 

@@ -17,6 +17,7 @@ from qvl.media.resize import Geometry
 from qvl.models import fresh
 from qvl.models.qwen2_vl.config import Qwen2VLConfig
 from qvl.models.qwen2_vl.model import Qwen2VL
+from qvl.models.qwen2_vl.vit import Merger
 from qvl.models.qwen_vl.model import QwenVL
 from qvl.packages import PACKAGES, packaged
 from qvl.text.adopted import Adopted, adopt_folder, adopt_pieces
@@ -67,7 +68,9 @@ class Start:
         if self.vision is not None:
             fill_vision(model, self.vision)
         if self.language is not None:
-            fresh.begin_as_long_as_words(model.visual.merger, model.embed.weight, seed)
+            merger = model.visual.merger
+            assert isinstance(merger, Merger)
+            fresh.begin_as_long_as_words(merger, model.embed.weight, seed)
 
     def geometry(self, model: Qwen2VLConfig) -> Geometry:
         """How pictures are cut up, and the mean and deviation of pixels that the vision tower was trained with."""

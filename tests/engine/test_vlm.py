@@ -90,7 +90,8 @@ def test_boxes_of_a_reply_are_pixels_of_the_picture_as_given(vlm, tokenizer, mon
         ({"dtype": "int8"}, "dtype 'int8' is unknown; choose one of float32, bfloat16, float16"),
         ({"dtype": "float16"}, "float16 on the CPU is refused"),
         ({"device": "toaster"}, "device 'toaster' is unknown"),
-        ({"quantize": "int8"}, "quantize='int8' is not supported by this version"),
+        ({"quantize": "int3"}, "quantize 'int3' is unknown; choose one of int8, int4, or None"),
+        ({"quantize": "int8", "dtype": "float32"}, "quantize='int8' computes in bfloat16, not in float32"),
         ({"resize": "lanczos"}, "resize 'lanczos' is unknown"),
     ],
 )

@@ -193,10 +193,11 @@ def kept_bytes(case: Case) -> int:
 def count_messages(ranks: Ranks, folder: Path) -> None:
     """How often gradients travel in a step of two packs per rank, by what `reduce` says."""
     found = {}
-    send = dist.reduce_scatter_tensor
+    name = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"  # torch 2.12
+    send = getattr(dist, name)
     for reduce in ("step", "pack"):
         case = Case(ParallelConfig(shard=2, reduce=reduce), steps=1)
-        with patch.object(dist, "reduce_scatter_tensor", side_effect=send) as sent:
+        with patch.object(dist, name, side_effect=send) as sent:
             train(case, ranks)
         found[reduce] = sent.call_count
     torch.save(found, folder / f"messages.{ranks.place.rank}")
