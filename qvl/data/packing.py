@@ -151,7 +151,7 @@ def packs(
     """
     opened: dict[str, _OpenPack] = defaultdict(_OpenPack)
     left_out = _LeftOut(source.allowed_bad if isinstance(source, Forgiving) else 0)
-    most = limits.sample_tokens or limits.tokens
+    most = min(limits.sample_tokens or limits.tokens, limits.tokens)
     for index in itertools.chain(sorted(waiting), itertools.count(start, stride)):
         try:
             sample = source[index]

