@@ -80,18 +80,18 @@ def alone() -> dict[Case, dict[str, Any]]:
 def test_ranks_train_as_one_process(name: str, found: dict, alone: dict) -> None:
     case = (TWO | FOUR)[name]
     reference = alone[replace(case, layout=ParallelConfig(), packs=2)]
-    # bfloat16: the residual stream is rounded where ranks share weights, under autocast alone it is not.
-    # Measured there: losses 5e-3 apart after six steps of Muon in bfloat16.
-    loose = 2000 if case.lower else 1
+    # bfloat16: the residual stream is rounded where ranks share weights, under autocast alone it is not. Measured after
+    # six steps of Muon, itself in bfloat16: losses 5e-3 apart, gradients 4.6e-3.
+    loss, slope, moved = (1e-2, 1e-2, 5e-2) if case.lower else (1e-5, 1e-6, 1e-3)
     for told in found[name]:
         assert told["dtypes"] == {"torch.float32"}, "master weights"
-        assert told["loss"] == pytest.approx(reference["loss"], rel=1e-5 * loose)
-        assert told["norm"] == pytest.approx(reference["norm"], rel=1e-5 * loose)
+        assert told["loss"] == pytest.approx(reference["loss"], rel=loss)
+        assert told["norm"] == pytest.approx(reference["norm"], rel=10 * loss if case.lower else loss)
         assert told["gradients"].keys() == reference["gradients"].keys()
         for key, gradient in reference["gradients"].items():
-            assert (told["gradients"][key] - gradient).abs().max() < 1e-6 * loose, key
+            assert (told["gradients"][key] - gradient).abs().max() < slope, key
         for key, weight in reference["weights"].items():
-            assert (told["weights"][key] - weight).abs().max() < 1e-3 * loose, key
+            assert (told["weights"][key] - weight).abs().max() < moved, key
         assert all(torch.equal(told["weights"][key], found[name][0]["weights"][key]) for key in told["weights"])
 
 
