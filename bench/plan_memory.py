@@ -24,7 +24,7 @@ from bench.record import record
 from qvl.cli.recipe import read_recipe
 from qvl.cli.start import begin, for_training
 from qvl.packages import packaged
-from qvl.runtime import give_memory_back, seed_everything, set_threads
+from qvl.runtime import seed_everything, set_threads
 from qvl.train.build import outline, sample_source
 from qvl.train.config import PartsConfig, TrainConfig
 from qvl.train.costs import Device
@@ -86,7 +86,6 @@ def planned(config: TrainConfig) -> StagePlan:
 def measured(config: TrainConfig, scratch: Path) -> tuple[int, int]:
     """Peak bytes of a run in this process above what it holds now, and the latter: a whole run of a very small model
     has come before, so that libraries and their buffers are there."""
-    give_memory_back()
     set_threads(config.threads)
     seed_everything(config.seed)
     first = smoke(replace(config, lora=None), str(scratch / "first"))

@@ -5,7 +5,6 @@ Knows: what hardware offers. Does not know: models, data.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import logging
 import os
@@ -103,6 +102,14 @@ def set_threads(threads: int = 0, ranks: int = 1) -> int:
     return torch.get_num_threads()
 
 
+def trim_memory() -> None:
+    """Gives memory that was freed back to the system, where the C library can do that. glibc otherwise keeps much of
+    it, in a pool for every thread: a server that many threads work for would grow for hours."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def usable_cores() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -165,27 +172,6 @@ def resident_memory_bytes() -> int:
     """Memory that this process holds now (where the system does not tell: the largest so far)."""
     told = Path("/proc/self/statm")
     return int(told.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if told.exists() else peak_memory_bytes()
-
-
-_LARGE_BLOCK = 1 << 16
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""Names of glibc's malloc.h."""
-
-
-def give_memory_back(large: int = _LARGE_BLOCK) -> bool:
-    """Lets this process hold no more memory than its tensors take: blocks of `large` bytes and more are given back to
-    the system when they are freed. Returns whether the C library can be told so (glibc can).
-
-    As it comes, glibc learns from every freed block to keep larger ones, up to 32 MiB, and between the small blocks
-    that live on they can be used again in part only: a training holds a quarter to a half more than it needs.
-    """
-    try:
-        libc = ctypes.CDLL(None)
-        mallopt = libc.mallopt
-        libc.gnu_get_libc_version  # noqa: B018  another C library may know mallopt and mean something else
-    except (OSError, AttributeError):
-        return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, large) and mallopt(_M_TRIM_THRESHOLD, large))
 
 
 def memory_bytes() -> int:

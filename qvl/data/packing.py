@@ -31,6 +31,8 @@ from qvl.inputs.sequence import Sequence as Prepared
 
 log = logging.getLogger(__name__)
 
+_ROUNDING = 1e-9
+"""A third of three is one."""
 _MOST_LEFT_OUT = 1000
 """So many samples in a row that cannot be used end the run: it would look for the next one for ever."""
 
@@ -96,7 +98,7 @@ class _OpenPack:
         """There is no room for one more sample of that size."""
         part = limits.part
         return bool(self.held) and (
-            0 < part * limits.samples <= len(self.held)
+            (limits.samples > 0 and max(1, int(part * limits.samples + _ROUNDING)) <= len(self.held))
             or self.tokens + tokens > part * limits.tokens
             or self.patches + patches > part * limits.patches
         )
@@ -151,7 +153,7 @@ def packs(
     """
     opened: dict[str, _OpenPack] = defaultdict(_OpenPack)
     left_out = _LeftOut(source.allowed_bad if isinstance(source, Forgiving) else 0)
-    most = limits.sample_tokens or limits.tokens
+    most = min(limits.sample_tokens or limits.tokens, limits.tokens)
     for index in itertools.chain(sorted(waiting), itertools.count(start, stride)):
         try:
             sample = source[index]

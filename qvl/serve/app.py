@@ -5,6 +5,7 @@ Knows: paths. Does not know: models (an `api.LiveEngine` answers), sockets (`ser
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from qvl.engine.api import LiveEngine
+from qvl.runtime import trim_memory
 from qvl.serve.chat import ChatEndpoint
 from qvl.serve.config import ServeConfig
 from qvl.serve.errors import ApiError, error_body
@@ -29,6 +31,9 @@ from qvl.serve.schema import ChatRequest
 from qvl.serve.sources import Sources
 from qvl.serve.uploads import Upload, Uploads
 
+_TRIM_S = 20.0
+"""Seconds between two times that freed memory is given back."""
+
 
 def create_app(engine: LiveEngine, config: ServeConfig | None = None) -> FastAPI:
     """An ASGI application that answers with `engine`, and closes it when it is shut down."""
@@ -36,7 +41,9 @@ def create_app(engine: LiveEngine, config: ServeConfig | None = None) -> FastAPI
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        trimming = asyncio.create_task(_trim_now_and_then())
         yield
+        trimming.cancel()
         # Requests under way had their time before this (uvicorn waits for them): what still runs is given up.
         await run_in_threadpool(engine.close, drain_s=0.0)
 
@@ -72,6 +79,12 @@ def create_app(engine: LiveEngine, config: ServeConfig | None = None) -> FastAPI
         return page_response(name)
 
     return app
+
+
+async def _trim_now_and_then() -> None:
+    while True:
+        await asyncio.sleep(_TRIM_S)
+        await run_in_threadpool(trim_memory)
 
 
 def _add_chat(app: FastAPI, engine: LiveEngine, chat: ChatEndpoint) -> None:

@@ -125,12 +125,12 @@ class PartsConfig:
     language: str = ""
     """Qwen2-VL: smollm2-135m, a GGUF file, or a Hugging Face folder of a Qwen2 or Llama. Qwen-VL: the folder of a
     Qwen-7B. Empty = random."""
-    rope_sections: tuple[int, ...] = ()
-    """Qwen2-VL: rotary frequencies for time, row and column of the language model, fastest first; empty = in the
-    released proportion. Text alone is read the same with any: its three positions are equal."""
     vision: str = ""
     """Qwen2-VL: dinov2-s14, an ONNX file with a DINOv2, or a folder of DINOv2, CLIP, DFN or OpenCLIP. Qwen-VL: a file
     of OpenCLIP's ViT-bigG/14. Empty = random."""
+    rope_sections: tuple[int, ...] = ()
+    """Qwen2-VL: rotary frequencies for time, row and column of the language model, fastest first; empty = in the
+    released proportion. Text alone is read the same with any: its three positions are equal."""
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,12 @@ class StageCosts:
             stage.tokens_per_pack, stage.patches_per_pack, samples=stage.samples_per_pack, part=self.share.part
         )
 
+    @property
+    def token_area(self) -> int:
+        """Pixels of a vision token of a Qwen2-VL."""
+        assert isinstance(self.config, Qwen2VLConfig), "pictures of a Qwen-VL have one size"
+        return (self.config.vision.merge * self.config.vision.patch) ** 2
+
     def memory(self, pack: PackShape) -> StepMemory:
         """Of a step on each device."""
         stage, parallel = self.stage, self.recipe.parallel
@@ -150,14 +156,15 @@ class StageCosts:
         if not isinstance(self.config, Qwen2VLConfig) or not self.mix.hws:
             return 0
         merge = self.config.vision.merge
-        area = (merge * self.config.vision.patch) ** 2
 
         def alone(tokens: int) -> PackShape:
             picture = Picture((0, 0), (0, 0), (merge * tokens, merge), tokens + MARKS, 0)
             return self.mix.pack((picture,), 1)
 
         few, some = 16, 2048
-        return area * self._largest(alone, {few: self.memory(alone(few)).peak}, some, self.config.max_positions, sure)
+        return self.token_area * self._largest(
+            alone, {few: self.memory(alone(few)).peak}, some, self.config.max_positions, sure
+        )
 
     def _largest(
         self, shape: Callable[[int], PackShape], known: dict[int, int], other: int, most: int, sure: bool

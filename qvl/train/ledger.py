@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from qvl.models.vlm import VisionLanguageModel
+from qvl.train.heap import Heap
 
 Phase = Literal["forward pass", "backward pass", "optimizer step"]
 COPIES = "copies of weights"
@@ -29,15 +30,18 @@ _CAST = torch.ops.aten._to_copy.default
 class Ledger(TorchDispatchMode):
     """Every storage that is alive, its bytes and what it is for."""
 
-    def __init__(self, labelled: int) -> None:
+    def __init__(self, labelled: int, heap: Heap | None = None) -> None:
         """
         Args:
             labelled: how many labels are found where labels are looked for (there are no values to look at).
+            heap: where storages lie; peaks are then what it holds. None = they take what they are.
         """
         super().__init__()
         self.purpose = "model"
         self._labelled = labelled
-        self._held: dict[int, tuple[int, str]] = {}
+        self._held: dict[int, tuple[int, str, int]] = {}
+        """Storage -> bytes, purpose, block of the heap."""
+        self._heap = heap
         self._now = self._peak = 0
         self._weights: set[int] = set()
         self._outer: list[str] = []
@@ -59,13 +63,20 @@ class Ledger(TorchDispatchMode):
         storage, key = tensor.untyped_storage(), _key(tensor)
         if key in self._held:
             return
-        self._held[key] = storage.nbytes(), purpose
+        self._held[key] = storage.nbytes(), purpose, self._heap.take(storage.nbytes()) if self._heap else 0
         self._now += storage.nbytes()
-        self._peak = max(self._peak, self._now)
+        self._peak = max(self._peak, self._taken)
         weakref.finalize(storage, self._leave, key)
 
     def _leave(self, key: int) -> None:
-        self._now -= self._held.pop(key)[0]
+        size, _, block = self._held.pop(key)
+        self._now -= size
+        if self._heap:
+            self._heap.give(block)
+
+    @property
+    def _taken(self) -> int:
+        return self._heap.held if self._heap else self._now
 
     def follow(self, model: VisionLanguageModel) -> None:
         """Books what a part computes to that part, and smaller copies of the weights apart."""
@@ -91,14 +102,14 @@ class Ledger(TorchDispatchMode):
     @contextmanager
     def phase(self, name: Phase, peaks: dict[Phase, int]) -> Iterator[None]:
         """Notes the most that is held in the meantime."""
-        self._peak = self._now
+        self._peak = self._taken
         with self.counts("text" if name == "forward pass" else name):
             yield
         peaks[name] = max(self._peak, peaks.get(name, 0))
 
     def held_by_purpose(self) -> Counter[str]:
         held: Counter[str] = Counter()
-        for size, purpose in self._held.values():
+        for size, purpose, _ in self._held.values():
             held[purpose] += size
         return held
 

@@ -5,7 +5,7 @@ Knows: what tensor parallelism cuts (`parallel` does it to values, and with mess
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,11 @@ from qvl.models.vlm import VisionLanguageModel
 from qvl.train.blocks import vision_blocks
 
 _BY_ROWS, _BY_COLUMNS = ("qkv", "mlp.gate_up", "fc1"), ("out", "mlp.down", "fc2")
+
+
+@final
+class _Piece(nn.Parameter):
+    """Of words that are spread over ranks: their losses come from the logits of all (`loss.head_losses`)."""
 
 
 def narrow(model: VisionLanguageModel, ranks: int) -> None:
@@ -43,8 +48,8 @@ def narrow(model: VisionLanguageModel, ranks: int) -> None:
             _cut(module, ranks)
     tied = model.head.weight is model.embed.weight
     words = _share(model.config.vocab_size, ranks, "words of the vocabulary")
-    model.embed.weight = nn.Parameter(model.embed.weight[:words])
-    model.head.weight = model.embed.weight if tied else nn.Parameter(model.head.weight[:words])
+    model.embed.weight = _Piece(model.embed.weight[:words].clone())
+    model.head.weight = model.embed.weight if tied else _Piece(model.head.weight[:words].clone())
     model.head.register_forward_hook(lambda _module, _inputs, logits_XV: _all_words(logits_XV, ranks))
 
 
@@ -64,12 +69,12 @@ def _cut(block: nn.Module, ranks: int) -> None:
 def _cut_layer(layer: nn.Linear, ranks: int, how: Literal["rows", "columns"]) -> None:
     rows, columns = layer.weight.shape
     if how == "columns":
-        layer.weight = nn.Parameter(layer.weight[:, : _share(columns, ranks, "hidden units")])
+        layer.weight = nn.Parameter(layer.weight[:, : _share(columns, ranks, "hidden units")].clone())
         return
     own = _share(rows, ranks, "hidden units")
-    layer.weight = nn.Parameter(layer.weight[:own])
+    layer.weight = nn.Parameter(layer.weight[:own].clone())
     if layer.bias is not None:
-        layer.bias = nn.Parameter(layer.bias[:own])
+        layer.bias = nn.Parameter(layer.bias[:own].clone())
     if isinstance(layer, FusedLinear):
         layer.parts = tuple(n // ranks for n in layer.parts)
 

@@ -103,7 +103,11 @@ def _problem(
     if largest:
         return f"{need}: set tokens_per_pack to {largest:,} or less{again}"
     if pixels:
-        return f"{need}, even with one sample a pack: set max_pixels to {pixels:,} or less{again}"
+        alone = mix.turns * mix.words + MARKS + pixels // costs.token_area
+        return (
+            f"{need}, even with one sample a pack: set max_pixels to {pixels:,} or less and tokens_per_pack to "
+            f"{alone:,}{again}"
+        )
     if memory.lasting <= usable:
         return f"{need}, whatever a pack holds: take a smaller model, fewer parts to train, or more memory{again}"
     return (

@@ -122,7 +122,7 @@ def runs(rows: list[int]) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("family", PROCESSORS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(chosen=st.lists(forms, min_size=1, max_size=5).map(tuple), bounds=limits)
 def test_the_promise(family: str, chosen: tuple[Form, ...], bounds: PackLimits) -> None:
     processor = PROCESSORS[family]
@@ -146,7 +146,7 @@ def test_the_promise(family: str, chosen: tuple[Form, ...], bounds: PackLimits) 
             assert tokens <= bounds.part * bounds.tokens
             assert patches <= bounds.part * bounds.patches
         if bounds.samples:
-            assert pack.samples <= max(1, bounds.part * bounds.samples)
+            assert pack.samples <= max(1, bounds.part * bounds.samples + 1e-6)
         _check_pictures(processor, batch)
         for name in names:
             sample = source[int(name.split("/")[1])]

@@ -197,6 +197,7 @@ def test_without_kernels_one_line_says_why(
     assert re.search(reason, line)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_fresh_library")
 def test_compiled_once(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(build, "cache_folder", lambda: tmp_path)

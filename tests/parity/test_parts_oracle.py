@@ -274,7 +274,8 @@ def test_others_refuse_a_tower_that_they_do_not_have(
     for name in ("AutoConfig", "AutoModelForImageTextToText"):
         with pytest.raises(ValueError, match="qvl_qwen2_vl"):
             getattr(transformers, name).from_pretrained(tmp_path)
-    with pytest.raises((RuntimeError, ValueError)):  # told to take it all the same: tensors of another shape
+    # Told to take it all the same, it makes a model of its own defaults, if that can be, and finds other shapes.
+    with pytest.raises((RuntimeError, ValueError, ArithmeticError)):
         transformers.Qwen2VLForConditionalGeneration.from_pretrained(tmp_path)
     # A folder written before the mark was there.
     config = json.loads((tmp_path / "config.json").read_text())

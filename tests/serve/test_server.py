@@ -182,6 +182,19 @@ def test_a_taken_port_is_named():
             listen(ServeConfig(port=sock.getsockname()[1]))
 
 
+def test_freed_memory_is_given_back_now_and_then(monkeypatch):
+    from qvl.serve import app
+
+    calls: list[int] = []
+    monkeypatch.setattr(app, "_TRIM_S", 0.02)
+    monkeypatch.setattr(app, "trim_memory", lambda: calls.append(1))
+    with serving(CannedLive()):
+        wait_for(lambda: len(calls) > 2)
+    before = len(calls)
+    time.sleep(0.2)
+    assert len(calls) <= before + 1  # it ends with the server
+
+
 def test_uploads_make_room_and_are_forgotten():
     now = [0.0]
     uploads = Uploads(10, 60.0, clock=lambda: now[0])

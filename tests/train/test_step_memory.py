@@ -107,7 +107,7 @@ def test_bfloat16_keeps_half_and_copies_of_the_weights() -> None:
     found, whole = counted(RELEASED, bfloat16=True), counted(RELEASED)
     assert sum(found.activations.values()) + found.copies == pytest.approx(real, rel=0.05)  # measured: see above
     products = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
-    assert found.copies >= 2 * products
+    assert found.copies == pytest.approx(2 * products, rel=0.02)  # the first layer's is not kept: no input learns
     assert whole.copies == 0
     assert sum(found.activations.values()) < 0.8 * sum(whole.activations.values())
 
