@@ -5,6 +5,7 @@ Knows: what hardware offers. Does not know: models, data.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import logging
 import os
