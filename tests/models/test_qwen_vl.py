@@ -20,7 +20,7 @@ from qvl.models.qwen_vl.config import AdapterConfig, QwenVLConfig, TokenIds, wit
 from qvl.models.qwen_vl.keymap import entries
 from qvl.models.qwen_vl.model import QwenVL
 from qvl.models.registry import build_model, family, family_of, preset
-from qvl.train.objectives import OBJECTIVES
+from qvl.train.objectives import objective_of
 
 PARTS = [
     [9],
@@ -244,7 +244,7 @@ def test_the_trainers_objective_trains_all_of_it() -> None:
     model = made(small_config()).train()
     beginning = sequence(1, [3, (4, 4)], model.config, labels=True)
     ends = [sequence(10 + i, [n], model.config, labels=True).after(beginning) for i, n in enumerate((4, 7))]
-    OBJECTIVES["next_token"].losses(model, batch_of([beginning, *ends], model.config)).sum().backward()
+    objective_of("next_token").losses(model, batch_of([beginning, *ends], model.config)).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
 
 
