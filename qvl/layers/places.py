@@ -1,7 +1,7 @@
 """Where a patch is: square tables of position vectors, resized to the grids of the pictures at hand.
 
-Knows: the fixed sine-cosine table, bicubic resizing, which row of which table belongs to a patch; vectors of unit length
-for the places of vision tokens.
+Knows: the fixed sine-cosine table, bicubic resizing, which row of which table belongs to a patch; unit vectors for the
+places of vision tokens.
 Does not know: what the vectors are added to.
 """
 

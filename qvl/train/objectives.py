@@ -101,8 +101,10 @@ def _words_as_vision(model: VisionLanguageModel, batch: Batch, place: float) -> 
 
 
 def _place(model: VisionLanguageModel, batch: Batch, length: float) -> Tensor:
-    """[M, D] what the vision tokens of a pretrained tower have, too: where in the picture they are. Rotary positions are
-    relative, so without it a decoder that has found a thing has not found its place."""
+    """[M, D] what the vision tokens of a pretrained tower tell as well: where in the picture they are.
+
+    Rotary positions are relative: without this a decoder that has found a thing has not found its place.
+    """
     unit = model.embed.weight.detach().norm(dim=1).mean()
     return length * unit * place_vectors(model.places(batch), model.config.text.width)
 
