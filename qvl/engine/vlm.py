@@ -192,7 +192,7 @@ def load(
     packer = None if quantize is None or lora is not None else Packer(quantize)
     with ThreadPoolExecutor(1, "tokenizer") as beside:  # a large vocabulary takes as long as a small model's weights
         processor = beside.submit(processor_for, read_config(folder), folder, resize)
-        model = load_model(folder, device=_device(device), dtype=_DTYPES[dtype], filled=packer).eval()
+        model = load_model(folder, device=_device(device), dtype=_DTYPES[dtype], mapped=True, filled=packer).eval()
         if lora is not None:
             load_adapter(model, resolve(lora))
             merge_lora(model)
