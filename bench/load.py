@@ -4,7 +4,7 @@
 
 Qwen2-VL-2B's real shape with random weights. Every turn is a process of its own; the clock starts after the imports
 (their time is told beside). The file is in the system's cache for both, or with `--cold` for neither (that needs root).
-Weights are mapped, and count as memory once they are used: our peak is taken after a picture too has been seen (when the
+Weights are mapped, and count as memory once they are used: our peak is taken after a picture too was seen (when the
 clock has stopped), so that every weight was. The other side's is not.
 """
 

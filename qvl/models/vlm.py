@@ -68,10 +68,10 @@ class VisionLanguageModel(nn.Module, ABC):
     def see(self, batch: Batch, attn: AttnContext) -> Tensor:
         """Vision tokens [M, D] of all pictures and videos of the batch, in order."""
 
-    def hidden(self, batch: Batch, vision_MD: Tensor, attn: AttnContext) -> Tensor:
-        """Hidden states [T, D] after the final norm, given the vision tokens."""
+    def hidden(self, batch: Batch, vision_MD: Tensor, attn: AttnContext, rows_X: Tensor | None = None) -> Tensor:
+        """Hidden states [T, D] after the final norm, or [X, D] of the chosen rows only, given the vision tokens."""
         x_TD = place_vision(self.embed(batch.tokens_T), vision_MD, batch.vision_rows_M)
-        return self.decoder(x_TD, batch.positions_RT, attn)
+        return self.decoder(x_TD, batch.positions_RT, attn, rows_X)
 
     def init_weights(self, seed: int) -> None:
         """Fresh weights, the same for the same seed: random numbers, with heads that begin useful (`models.fresh`)."""

@@ -24,7 +24,7 @@ class QwenVL(VisionLanguageModel):
     def see(self, batch: Batch, attn: AttnContext) -> Tensor:
         return self.visual(batch.patches_PC, batch.patch_hw_2P, batch.grids, attn)
 
-    def hidden(self, batch: Batch, vision_MD: Tensor, attn: AttnContext) -> Tensor:
+    def hidden(self, batch: Batch, vision_MD: Tensor, attn: AttnContext, rows_X: Tensor | None = None) -> Tensor:
         """As the base class.
 
         Raises:
@@ -39,4 +39,4 @@ class QwenVL(VisionLanguageModel):
                     f"{beyond.trained_len} tokens the angles of a sequence depend on its length, so nothing can be "
                     "shared; give each conversation as a sequence of its own"
                 )
-        return super().hidden(batch, vision_MD, attn)
+        return super().hidden(batch, vision_MD, attn, rows_X)
