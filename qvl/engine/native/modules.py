@@ -98,9 +98,7 @@ class NativeDecoderLayer(nn.Module):
     ) -> Tensor:
         if _plain(x_TD):
             return DecoderLayer.forward(self, x_TD, turn_q, turn_k, attn, rows_X)  # pyrefly: ignore  # it has all that is used
-        heads = _into(self.room, "wide", self.qkv, self._normed(x_TD, self.attn_norm)).unflatten(
-            -1, (-1, self.head_size)
-        )
+        heads = _wide(self.room, self.qkv, self._normed(x_TD, self.attn_norm)).unflatten(-1, (-1, self.head_size))
         q_TNH, k_TKH, v_TKH = heads.split(self.split, dim=1)
         if turn_q is turn_k:
             ops.rotate_(heads[:, : self.split[0] + self.split[1]], *_angles(turn_q))
@@ -109,7 +107,7 @@ class NativeDecoderLayer(nn.Module):
             ops.rotate_(k_TKH, *_angles(turn_k))
         y_TNH = attn.text(self.index, q_TNH, k_TKH, v_TKH)
         x_TD = self.out(chosen(y_TNH, rows_X).flatten(1)).add_(chosen(x_TD, rows_X))
-        gate_up_TX = _into(self.room, "wide", self.mlp.gate_up, self._normed(x_TD, self.mlp_norm))
+        gate_up_TX = _wide(self.room, self.mlp.gate_up, self._normed(x_TD, self.mlp_norm))
         gated_TX = ops.swiglu(gate_up_TX, self.room.take("gated", len(x_TD), gate_up_TX.shape[1] // 2))
         return self.mlp.down(gated_TX).add_(x_TD)
 
@@ -132,21 +130,22 @@ class NativeVisionBlock(nn.Module):
     def forward(self, x_PE: Tensor, turn: Turn | None, attn: AttnContext) -> Tensor:
         if _plain(x_PE):
             return VisionBlock.forward(self, x_PE, turn, attn)  # pyrefly: ignore  # it has all that is used
-        heads = _into(self.room, "wide", self.qkv, self.attn_norm(x_PE)).unflatten(-1, (3 * self.heads, -1))
+        heads = _wide(self.room, self.qkv, self.attn_norm(x_PE)).unflatten(-1, (3 * self.heads, -1))
         if turn is not None:
             ops.rotate_(heads[:, : 2 * self.heads], *_angles(turn))
         q_PNH, k_PNH, v_PNH = heads.split(self.heads, dim=1)
         x_PE = self.out(attn.vision(q_PNH, k_PNH, v_PNH).flatten(1)).add_(x_PE)
-        hidden = _into(self.room, "wide", self.fc1, self.mlp_norm(x_PE))
+        hidden = _wide(self.room, self.fc1, self.mlp_norm(x_PE))
         return self.fc2(ops.quick_gelu_(hidden) if self.quick else self.activation(hidden)).add_(x_PE)
 
 
-def _into(room: Workspace, use: str, layer: nn.Module, x_TI: Tensor) -> Tensor:
-    """What a layer makes of rows, in the workspace if it can write there."""
+def _wide(room: Workspace, layer: nn.Module, x_TI: Tensor) -> Tensor:
+    """A block's widest rows (queries, keys and values; then the hidden ones), in the workspace if the layer can write
+    there. They are used up before the next ones come."""
     if isinstance(layer, NativeLinear):
-        return layer(x_TI, room.take(use, len(x_TI), layer.out_features))
+        return layer(x_TI, room.take("wide", len(x_TI), layer.out_features))
     if isinstance(layer, PackedLinear):
-        return layer(x_TI, room.take(use, len(x_TI), layer.packed.shape[0]))
+        return layer(x_TI, room.take("wide", len(x_TI), layer.packed.shape[0]))
     return layer(x_TI)
 
 
