@@ -1,6 +1,7 @@
 """Where a patch is: square tables of position vectors, resized to the grids of the pictures at hand.
 
-Knows: the fixed sine-cosine table, bicubic resizing, which row of which table belongs to a patch.
+Knows: the fixed sine-cosine table, bicubic resizing, which row of which table belongs to a patch; unit vectors for the
+places of vision tokens.
 Does not know: what the vectors are added to.
 """
 
@@ -15,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Grids = tuple[tuple[int, int, int], ...]
+_SLOWEST_PLACE = 20.0
+"""How much slower than one radian a step the slowest sine of a place turns: less than half round on a grid of 60."""
 
 
 def sine_table(side: int, width: int) -> Tensor:
@@ -29,6 +32,18 @@ def sine_table(side: int, width: int) -> Tensor:
     axis_XW = torch.cat((angles_XF.sin(), angles_XF.cos()), dim=1).float()
     columns, rows = axis_XW.repeat(side, 1), axis_XW.repeat_interleave(side, dim=0)
     return torch.cat((columns, rows), dim=1)
+
+
+def place_vectors(place_2M: Tensor, width: int) -> Tensor:
+    """float32 [M, width] of length 1 for rows and columns int64 [2, M]: sines and cosines of each, side by side.
+
+    Frequencies fit small grids: one radian a step down to a twentieth of it.
+    """
+    quarter = width // 4
+    omega_F = _SLOWEST_PLACE ** (-torch.arange(quarter, device=place_2M.device) / quarter)
+    angles_2MF = place_2M[:, :, None] * omega_F
+    vectors_MD = torch.cat((*angles_2MF.sin(), *angles_2MF.cos()), dim=1)
+    return F.pad(F.normalize(vectors_MD, dim=1), (0, width - 4 * quarter))
 
 
 def resize_table(table_XE: Tensor, hw: tuple[int, int]) -> Tensor:

@@ -68,6 +68,10 @@ class VisionLanguageModel(nn.Module, ABC):
     def see(self, batch: Batch, attn: AttnContext) -> Tensor:
         """Vision tokens [M, D] of all pictures and videos of the batch, in order."""
 
+    @abstractmethod
+    def places(self, batch: Batch) -> Tensor:
+        """int64 [2, M]: row and column of every vision token in its own picture (a still), from 0."""
+
     def hidden(self, batch: Batch, vision_MD: Tensor, attn: AttnContext, rows_X: Tensor | None = None) -> Tensor:
         """Hidden states [T, D] after the final norm, or [X, D] of the chosen rows only, given the vision tokens."""
         x_TD = place_vision(self.embed(batch.tokens_T), vision_MD, batch.vision_rows_M)
@@ -76,4 +80,5 @@ class VisionLanguageModel(nn.Module, ABC):
     def init_weights(self, seed: int) -> None:
         """Fresh weights, the same for the same seed: random numbers, with heads that begin useful (`models.fresh`)."""
         fresh.fill(self, seed)
-        fresh.begin_with_likeness(self.decoder)
+        pad = self.config.ids.image_pad
+        fresh.begin_with_likeness(self.decoder, self.embed.weight[pad] if pad < self.config.vocab_size else None)

@@ -68,6 +68,9 @@ class StageConfig:
     """`told`: pictures are told in words (`world.medium: words`), for the language model alone. `match`: vision tokens
     learn to look like the words in their places (`world.medium: both`), the stand-in for the pretrained vision tower of
     the published models."""
+    place: float = 0.0
+    """`told` and `match`: a vision token also tells where in the picture it is, by a sine-cosine vector of this length,
+    relative to a word vector's. For a language model that starts from nothing; others know nothing of such vectors."""
     steps: int = 0
     """Train exactly this many steps instead of a share of the time."""
     epochs: float = 0.0
@@ -103,6 +106,10 @@ class StageConfig:
             raise ValueError(
                 f"stage {self.name}: easy_vqa is {self.easy_vqa}; it is a share (0 to 1) beside source: world, for the "
                 "next_token objective"
+            )
+        if self.place < 0 or (self.place and self.objective == "next_token"):
+            raise ValueError(
+                f"stage {self.name}: place is {self.place}; it is a length above 0, for the told and match objectives"
             )
         room = self.samples_per_pack * self.tokens_per_sample
         if room > self.tokens_per_pack:

@@ -30,7 +30,7 @@ from qvl.train.flops import FlopCount, StepFlops
 from qvl.train.loss import token_losses
 from qvl.train.mix import MARKS, Mix, Picture
 from qvl.train.narrow import narrow
-from qvl.train.objectives import OBJECTIVES
+from qvl.train.objectives import objective_of
 from qvl.train.optim import freeze
 from qvl.train.step_memory import PackShape, StepMemory, step_memory
 
@@ -83,7 +83,7 @@ class StageCosts:
     def __init__(self, config: VLMConfig, recipe: TrainConfig, stage: StageConfig, mix: Mix, device: Device) -> None:
         self.config, self.recipe, self.stage, self.mix, self.device = config, recipe, stage, mix, device
         self.lanes = _lanes(recipe.parallel, device.count)
-        self.share = Share.of(stage.accumulate, self.lanes, OBJECTIVES[stage.objective].divisible)
+        self.share = Share.of(stage.accumulate, self.lanes, objective_of(stage.objective).divisible)
         self.room = PackLimits(
             stage.tokens_per_pack, stage.patches_per_pack, samples=stage.samples_per_pack, part=self.share.part
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 from qvl.batch import Batch
 from qvl.data.packing import Pack
 from qvl.layers.attention import PackedContext
+from qvl.layers.places import place_vectors
 from qvl.models.vlm import VisionLanguageModel
 from qvl.train.loss import token_losses
 
@@ -58,16 +59,18 @@ class NextToken(Objective):
 
     Args:
         told: pictures are `WordPicture`s, whose words stand for vision tokens.
+        place: length of the vector added to a told word for its place, relative to a word vector's.
     """
 
-    def __init__(self, told: bool = False) -> None:
+    def __init__(self, told: bool = False, place: float = 0.0) -> None:
         self._told = told
+        self._place = place
 
     def count(self, batch: Batch) -> int:
         return batch.target_count
 
     def losses(self, model: VisionLanguageModel, batch: Batch) -> Tensor:
-        return token_losses(model, batch, _words_as_vision(model, batch) if self._told else None)[0]
+        return token_losses(model, batch, _words_as_vision(model, batch, self._place) if self._told else None)[0]
 
     def by_task(self, losses_X: Tensor, pack: Pack, tasks: tuple[str, ...]) -> dict[str, tuple[float, int]]:
         sums = torch.zeros(len(tasks)).index_add_(0, pack.task_X, losses_X.float().cpu())
@@ -75,8 +78,8 @@ class NextToken(Objective):
         return {n: (float(s), int(c)) for n, s, c in zip(tasks, sums, counts, strict=True) if c}
 
 
-def _words_as_vision(model: VisionLanguageModel, batch: Batch) -> Tensor:
-    """[M, D] vision tokens that look like the words in their places.
+def _words_as_vision(model: VisionLanguageModel, batch: Batch, place: float) -> Tensor:
+    """[M, D] vision tokens that look like the words in their places, and tell those places.
 
     The placeholder's own vector is added, as the mark of a thing seen: without it a word in a question would first
     of all find itself again, and the model could not learn to look for it in the picture. While it learns, noise is
@@ -94,7 +97,16 @@ def _words_as_vision(model: VisionLanguageModel, batch: Batch) -> Tensor:
     if model.training:
         size = words_MD.detach().norm(dim=-1, keepdim=True) * words_MD.shape[-1] ** -0.5
         words_MD = words_MD + _TOLD_NOISE * size * torch.randn_like(words_MD)
-    return words_MD + _mark(model, batch)
+    return words_MD + _mark(model, batch) + _place(model, batch, place)
+
+
+def _place(model: VisionLanguageModel, batch: Batch, length: float) -> Tensor:
+    """[M, D] what the vision tokens of a pretrained tower tell as well: where in the picture they are.
+
+    Rotary positions are relative: without this a decoder that has found a thing has not found its place.
+    """
+    unit = model.embed.weight.detach().norm(dim=1).mean()
+    return length * unit * place_vectors(model.places(batch), model.config.text.width)
 
 
 def _mark(model: VisionLanguageModel, batch: Batch) -> Tensor:
@@ -112,7 +124,13 @@ class Match(Objective):
     the words in the very space the language model reads. That model is not run and its word vectors are not changed.
     The choice is by cosines; the length of vision tokens, left free by them, is held at that of word vectors, or no
     decoder layer could add anything to them afterwards.
+
+    Args:
+        place: length of the vector by which a vision token has to tell its place beside the word, as for told words.
     """
+
+    def __init__(self, place: float = 0.0) -> None:
+        self._place = place
 
     divisible = False
     reads = False
@@ -138,7 +156,7 @@ class Match(Objective):
         words_A, word_M = tokens_M[told].unique(return_inverse=True)
         mark_D = _mark(model, batch).detach()
         words_AD = model.embed(words_A).detach()
-        seen_MD = seen_MD - mark_D
+        seen_MD = seen_MD - mark_D - _place(model, batch, self._place)[~told]
         lengths = seen_MD.norm(dim=-1) / words_AD.norm(dim=-1).mean()
         scores_MA = _SCALE * F.normalize(seen_MD, dim=-1) @ F.normalize(words_AD, dim=-1).T
         return F.cross_entropy(scores_MA, word_M, reduction="none") + _LENGTH_WEIGHT * lengths.log().square()
@@ -150,4 +168,6 @@ class Match(Objective):
         return ("match",)
 
 
-OBJECTIVES: dict[str, Objective] = {"next_token": NextToken(), "told": NextToken(told=True), "match": Match()}
+def objective_of(name: str, place: float = 0.0) -> Objective:
+    """The objective of a stage (`StageConfig.objective` and `.place`)."""
+    return {"next_token": NextToken(), "told": NextToken(told=True, place=place), "match": Match(place)}[name]

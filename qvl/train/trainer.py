@@ -26,7 +26,7 @@ from qvl.train.feed import Feed, Lane, Share, begin, redeal
 from qvl.train.flops import FlopCount, measured_peak
 from qvl.train.interrupt import Stopped, stop_on_signals
 from qvl.train.log import Memory, RunLog, forget_after
-from qvl.train.objectives import OBJECTIVES, Objective
+from qvl.train.objectives import Objective, objective_of
 from qvl.train.optim import Optimizers, untouched
 from qvl.train.parallel import Parallel
 from qvl.train.ranks import Ranks
@@ -185,7 +185,7 @@ class Trainer:
 
     def _open_stage(self, index: int, resumed: Resumed | None) -> _StageRun:
         stage, ranks = self.config.stages[index], self.ranks
-        objective, source = OBJECTIVES[stage.objective], self.source(stage)
+        objective, source = objective_of(stage.objective, stage.place), self.source(stage)
         clock = StageClock(stage.steps, stage_seconds(self.config, index), samples_in(source, stage.epochs))
         lanes = begin(ranks.lanes)
         optimizers = resumed.optimizers if resumed else None

@@ -39,6 +39,7 @@ def test_values_are_typed(recipe: Path) -> None:
         ("stages.0.trains=[foo]", "stages.0: trains: expected 'vision', 'merger', 'text', got foo"),
         ("stages.1.world.tasks={what: many}", "stages.1: world.tasks: expected float, got many"),
         ("stages.0.world.turns=0", "stages.0: turns must be at least 1, got 0"),
+        ("stages.chat.place=0.6", "place is 0.6; it is a length above 0, for the told and match"),
         ("stages.0=5", "stages.0 must hold keys and values, got 5"),
         ("stages=[]", "stages is empty"),
         ("stages.0.name=chat", "give each a name of its own"),

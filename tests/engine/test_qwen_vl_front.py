@@ -15,7 +15,7 @@ from qvl.engine.vlm import VLM
 from qvl.inputs.processor import Processor, ProcessorConfig
 from qvl.train.build import build, sample_source
 from qvl.train.config import StageConfig, TrainConfig
-from qvl.train.objectives import OBJECTIVES
+from qvl.train.objectives import objective_of
 from qvl.train.optim import part_of
 
 STAGE = StageConfig("one", trains=("vision", "merger", "text"), share=1)
@@ -80,7 +80,7 @@ def test_every_part_gets_gradients_where_it_takes_part(built, tasks) -> None:
     config = TrainConfig("unused", (stage,), model="tiny-qwen-vl")
     pack = next(packs(sample_source(config, stage), built.processor, PackLimits(400, 400), "raw"))
     built.model.train().zero_grad()
-    OBJECTIVES["next_token"].losses(built.model, pack.batch).sum().backward()
+    objective_of("next_token").losses(built.model, pack.batch).sum().backward()
     moved = {part_of(n) for n, p in built.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     built.model.eval()
     assert moved == ({"vision", "merger", "text"} if "what" in tasks else {"text"})

@@ -14,12 +14,12 @@ from qvl.models import fresh
 from qvl.models.qwen2_vl.config import preset
 from qvl.models.qwen2_vl.model import Qwen2VL
 
-MARK = 7
+MARK, PAD = 7, 9
 
 
 def made(seed: int) -> Qwen2VL:
     tiny = preset("tiny")
-    model = Qwen2VL(replace(tiny, vocab_size=256, ids=replace(tiny.ids, vision_start=MARK)))
+    model = Qwen2VL(replace(tiny, vocab_size=256, ids=replace(tiny.ids, vision_start=MARK, image_pad=PAD)))
     model.init_weights(seed)
     return model
 
@@ -43,7 +43,7 @@ def test_follow_the_seed() -> None:
 def test_deviations() -> None:
     model = made(0)
     for name, p in model.named_parameters():
-        if p.ndim == 1 and name != "decoder.layers.0.qkv.bias":
+        if p.ndim == 1 and not name.endswith("qkv.bias"):
             assert (p == (1.0 if name.endswith("norm.weight") else 0.0)).all(), name
         elif p.ndim > 1 and not name.endswith("qkv.weight"):
             expected = p.shape[1] ** -0.5 if name.startswith("visual.") else (3 * p.shape[1]) ** -0.5
@@ -84,17 +84,33 @@ def test_heads_of_place_look_less_at_the_mark_the_further_away_it_is(seed: int) 
             assert (to_mark[0] - to_mark[-1]) > 2 * (across[0] - across[-1]).abs()
 
 
+def test_heads_of_likeness_prefer_what_is_seen_to_the_word_itself() -> None:
+    """A word in a question, eight tokens behind a picture that shows it among eleven other things."""
+    model = made(0)
+    words_D = model.embed.weight.detach()
+    mark_D = words_D[model.config.ids.image_pad]
+    x_TD = torch.cat((words_D[20:32] + mark_D, words_D[40:48], words_D[25:26]))
+    positions = torch.arange(len(x_TD)).expand(3, -1)
+    layer = model.decoder.layers[0]
+    assert isinstance(layer, DecoderLayer)
+    weights = scores(layer, model.config.text, x_TD, positions)[:, -1].softmax(-1)
+    for head in (0, 2):
+        assert weights[head].argmax() == 5
+        assert weights[head, 5] > 2 * weights[head, -1]
+
+
 def test_every_head_with_its_own_keys() -> None:
     """Qwen-VL: every second head looks for likeness, the others stay as drawn."""
     decoder = Decoder(DecoderConfig(width=64, layers=1, heads=4, kv_heads=4, head_size=16, mlp_hidden=32))
     fresh.fill(decoder, 0)
     before = decoder.layers[0].qkv.weight.detach().clone().split(64)
-    fresh.begin_with_likeness(decoder)
+    fresh.begin_with_likeness(decoder, torch.randn(64, generator=torch.Generator().manual_seed(1)))
     q, k, v = decoder.layers[0].qkv.weight.detach().split(64)
     like = [*range(16), *range(32, 48)]
     rest = [*range(16, 32), *range(48, 64)]
     assert torch.equal(k[like], q[like])
-    assert torch.equal(q[like], 1.5 * before[0][like])
+    gain = torch.tensor([0.5] * 3 + [2.6] * 5).repeat(4)[:, None]
+    assert torch.equal(q[like], gain * before[0][like])
     assert torch.equal(q[rest], before[0][rest])
     assert torch.equal(k[rest], before[1][rest])
     assert torch.equal(decoder.layers[0].out.weight.detach()[:, like], v[like].T)

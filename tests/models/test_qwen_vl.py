@@ -20,7 +20,7 @@ from qvl.models.qwen_vl.config import AdapterConfig, QwenVLConfig, TokenIds, wit
 from qvl.models.qwen_vl.keymap import entries
 from qvl.models.qwen_vl.model import QwenVL
 from qvl.models.registry import build_model, family, family_of, preset
-from qvl.train.objectives import OBJECTIVES
+from qvl.train.objectives import objective_of
 
 PARTS = [
     [9],
@@ -244,8 +244,17 @@ def test_the_trainers_objective_trains_all_of_it() -> None:
     model = made(small_config()).train()
     beginning = sequence(1, [3, (4, 4)], model.config, labels=True)
     ends = [sequence(10 + i, [n], model.config, labels=True).after(beginning) for i, n in enumerate((4, 7))]
-    OBJECTIVES["next_token"].losses(model, batch_of([beginning, *ends], model.config)).sum().backward()
+    objective_of("next_token").losses(model, batch_of([beginning, *ends], model.config)).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_places_are_those_of_the_queries(model: QwenVL) -> None:
+    batch = batch_of(sequences(model), model.config)
+    side = model.config.adapter.side
+    square = [(r, c) for r in range(side) for c in range(side)]
+    pictures = len(batch.vision_rows_M) // side**2
+    assert pictures > 1
+    assert model.places(batch).T.tolist() == [list(rc) for _ in range(pictures) for rc in square]
 
 
 def test_in_bfloat16(model: QwenVL) -> None:
@@ -287,6 +296,6 @@ def test_initial_weights_follow_the_seed() -> None:
     assert not torch.equal(a.embed.weight, c.embed.weight)
     for name, p in a.named_parameters():
         if p.ndim == 1:
-            assert (p == (1.0 if name.endswith("norm.weight") else 0.0)).all(), name
+            assert name.endswith("qkv.bias") or (p == (1.0 if name.endswith("norm.weight") else 0.0)).all(), name
         else:
             assert 0.5 < float(p.detach().std()) * p.shape[1] ** 0.5 < 2.2, name

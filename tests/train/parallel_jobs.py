@@ -36,7 +36,7 @@ from qvl.text.tokenizer import Tokenizer
 from qvl.train.config import OptimConfig, ParallelConfig, Part, TrainConfig
 from qvl.train.flops import FlopCount
 from qvl.train.interrupt import Stopped
-from qvl.train.objectives import OBJECTIVES
+from qvl.train.objectives import objective_of
 from qvl.train.optim import Optimizers
 from qvl.train.parallel import Parallel
 from qvl.train.ranks import Ranks
@@ -149,7 +149,7 @@ def _cost(flops: FlopCount, pack: Pack) -> float:
 def _backward(parallel: Parallel, held: list[Pack]) -> tuple[float, int]:
     loss, items = 0.0, 0
     for number, pack in enumerate(held, 1):
-        losses_X = parallel.losses(OBJECTIVES["next_token"], pack.batch, last=number == len(held))
+        losses_X = parallel.losses(objective_of("next_token"), pack.batch, last=number == len(held))
         losses_X.sum().backward()
         loss, items = loss + float(losses_X.detach().sum()), items + len(losses_X)
     return loss, items
@@ -185,7 +185,7 @@ def kept_bytes(case: Case) -> int:
 
     batch = step_packs(processor, 1, 1)[0].batch
     with Watch():
-        losses_X = parallel.losses(OBJECTIVES["next_token"], batch)
+        losses_X = parallel.losses(objective_of("next_token"), batch)
     assert losses_X.requires_grad
     return sum(size for storage, size in made.values() if storage() is not None)
 
@@ -213,7 +213,7 @@ def skip_the_tower(ranks: Ranks, folder: Path) -> None:
     assert pictures.batch.grids
 
     def step() -> None:
-        parallel.losses(OBJECTIVES["next_token"], (pictures if ranks.place.rank else text).batch).sum().backward()
+        parallel.losses(objective_of("next_token"), (pictures if ranks.place.rank else text).batch).sum().backward()
         ranks.wait()
 
     step()

@@ -82,7 +82,9 @@ def test_a_pack_that_is_too_large() -> None:
     assert less.problem == ""
     assert less.memory.peak > 0.8 * 0.9 * MEMORY, "the proposal does not give much away"
     again = planned(MEMORY, stage, parallel=ParallelConfig(recompute="full"))
-    assert again.memory.peak < 0.6 * plan.memory.peak
+    # Each tower has one block, and the decoder's is all there while it is computed again: 413 of the 876 MB, beside
+    # 187 of patch rows. A real step takes 876 and 1,254 MB by the allocator's own account, 0.70.
+    assert again.memory.peak < 0.75 * plan.memory.peak
     assert sum(again.memory.activations.values()) < 0.4 * sum(plan.memory.activations.values())
 
 

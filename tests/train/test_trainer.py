@@ -99,9 +99,9 @@ def test_accumulation_does_not_change_the_step(tmp_path, model, processor, world
     """One pack of n samples, or the same samples in several packs: the same gradients."""
     from qvl.data.fitting import prepare
     from qvl.data.packing import PackLimits, packs
-    from qvl.train.objectives import OBJECTIVES
+    from qvl.train.objectives import objective_of
 
-    objective = OBJECTIVES["next_token"]
+    objective = objective_of("next_token")
 
     def gradients(limits: PackLimits, until: int) -> tuple[torch.Tensor, float]:
         stage = recipe(tmp_path).stages[0]

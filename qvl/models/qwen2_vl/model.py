@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import final
 
+import torch
 from torch import Tensor
 
 from qvl.batch import Batch
@@ -24,6 +25,12 @@ class Qwen2VL(VisionLanguageModel):
 
     def see(self, batch: Batch, attn: AttnContext) -> Tensor:
         return self.visual(batch.patches_PC, batch.patch_hw_2P, batch.grids, attn)
+
+    def places(self, batch: Batch) -> Tensor:
+        positions_RM = batch.positions_RT[:, batch.vision_rows_M]
+        if positions_RM.shape[0] == 1:  # in a row, as far as such a model knows
+            return torch.zeros_like(positions_RM).expand(2, -1)
+        return positions_RM[1:] - positions_RM[:1]  # the time axis holds where the picture begins
 
     def init_weights(self, seed: int) -> None:
         super().init_weights(seed)

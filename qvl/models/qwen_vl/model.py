@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import final
 
+import torch
 from torch import Tensor
 
 from qvl.batch import Batch
@@ -23,6 +24,11 @@ class QwenVL(VisionLanguageModel):
 
     def see(self, batch: Batch, attn: AttnContext) -> Tensor:
         return self.visual(batch.patches_PC, batch.patch_hw_2P, batch.grids, attn)
+
+    def places(self, batch: Batch) -> Tensor:
+        adapter = self.config.adapter
+        number_M = torch.arange(len(batch.vision_rows_M), device=batch.vision_rows_M.device) % adapter.queries
+        return torch.stack((number_M // adapter.side, number_M % adapter.side))
 
     def hidden(self, batch: Batch, vision_MD: Tensor, attn: AttnContext, rows_X: Tensor | None = None) -> Tensor:
         """As the base class.
