@@ -168,6 +168,9 @@ def load(
 ) -> VLM:
     """Loads a model folder in the Hugging Face layout, or a hub id such as "Qwen/Qwen2-VL-2B-Instruct".
 
+    On the CPU, weights that are stored as `dtype` stay in their files, which are mapped. While the model lives such a
+    file may be replaced, as downloads and `save` do, but not written into.
+
     Args:
         dtype: "float32", "bfloat16" or (not on the CPU) "float16"; None = "float32", with `quantize` "bfloat16".
         quantize: "int8" or "int4" = keep the language model's weights as integers, a half or a quarter of the memory
