@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from qvl.layers.decoder import Decoder, DecoderLayer
 from qvl.models.qwen2_vl.vit import Merger
 
+_LIKENESS = 1.5
+"""Queries and keys of a head of likeness, relative to the others' deviation."""
 _TURNING = 5 / 12
 """Share of a head's frequencies, the fastest, that turn far between a question and its picture."""
-_LIKENESS, _LIKENESS_TURNING = 2.6, 0.5
-"""Queries and keys of a head of likeness, relative to the others' deviation: what is alike is found at any distance."""
+_LIKENESS_TURNING, _LIKENESS_SLOW = 0.5 / 1.5, 2.6 / 1.5
+"""What becomes of likeness at these frequencies and at the others where it looks into pictures."""
 _SEEN_SCORE = 4.5
-"""Score that a head of likeness adds for things seen. A word in a question would otherwise find itself first, and never
-look into the picture."""
+"""Attention score that such a head adds for things seen."""
 _PLACE_SCORE = 5.0
 """Attention score of a head of place for the mark itself; it falls as the cosine of the distance."""
 _PLACE_FREQUENCIES = 6
@@ -57,29 +58,43 @@ def _deviation(name: str, inputs: int) -> float:
 
 
 @torch.no_grad()
-def begin_with_likeness(decoder: Decoder, mark_D: Tensor | None) -> None:
-    """The first head of each group looks for what it is itself among what is seen, and copies what it finds.
+def begin_with_likeness(decoder: Decoder) -> None:
+    """The first head of each group looks for what it is itself, and copies what it finds.
 
     Its keys begin as its queries, its output as its values turned back: looking for the thing a question names, and
     saying the name of what was found, need not be found out first. (Where every head has its own keys, every second
     head.)
-
-    Args:
-        mark_D: what all vision tokens have in common: word vector of the placeholder (None: the vocabulary has none).
     """
-    frequencies = decoder.config.head_size // 2
-    slow_H = (torch.arange(frequencies) >= int(_TURNING * frequencies)).repeat(2)  # each turns entries i and i + H / 2
-    gain_H1 = torch.where(slow_H, _LIKENESS, _LIKENESS_TURNING)[:, None]
     for layer in _layers(decoder):
         size = layer.head_size
         q_NHD, k_KHD, v_KHD = layer.qkv.weight.unflatten(0, (-1, size)).split(layer.split)
         for n, group in _first_heads(layer):
-            q_NHD[n] *= gain_H1
+            q_NHD[n] *= _LIKENESS
             k_KHD[group] = q_NHD[n]
             layer.out.weight[:, n * size : (n + 1) * size] = v_KHD[group].T
-            if mark_D is not None:  # half of a vision token; the other half is what it shows
-                key_H = k_KHD[group] @ mark_D * (mark_D.square().mean() * 2).rsqrt()
-                layer.qkv.bias[n * size : (n + 1) * size] = _query_for(key_H, slow_H, _SEEN_SCORE)
+
+
+@torch.no_grad()
+def begin_with_sight(decoder: Decoder, mark_D: Tensor) -> None:
+    """Heads of likeness look among the things seen, however far back the picture is.
+
+    A word in a question otherwise finds itself first, and with it nothing new. Where vision tokens tell their place
+    (`StageConfig.place`), the word then knows the place of its thing after one layer.
+
+    Args:
+        mark_D: what all vision tokens have in common: word vector of the placeholder.
+    """
+    frequencies = decoder.config.head_size // 2
+    slow_H = (torch.arange(frequencies) >= int(_TURNING * frequencies)).repeat(2)  # each turns entries i and i + H / 2
+    gain_H1 = torch.where(slow_H, _LIKENESS_SLOW, _LIKENESS_TURNING)[:, None]
+    seen_D = mark_D * (2 * mark_D.square().mean()).rsqrt()  # half of a vision token; the other half is what it shows
+    for layer in _layers(decoder):
+        size = layer.head_size
+        q_NHD, k_KHD, _ = layer.qkv.weight.unflatten(0, (-1, size)).split(layer.split)
+        for n, group in _first_heads(layer):
+            q_NHD[n] *= gain_H1
+            k_KHD[group] = q_NHD[n]
+            layer.qkv.bias[n * size : (n + 1) * size] = _query_for(k_KHD[group] @ seen_D, slow_H, _SEEN_SCORE)
 
 
 @torch.no_grad()
@@ -125,7 +140,7 @@ def begin_as_long_as_words(merger: Merger, words_VD: Tensor, seed: int) -> None:
 
 
 def _query_for(key_H: Tensor, chosen_H: Tensor, score: float) -> Tensor:
-    """Query that gives the key, looked at in the chosen entries only, this score."""
+    """The query that gives a key this score, looking at the chosen entries only."""
     query_H = key_H * chosen_H
     return query_H * (score * len(key_H) ** 0.5 / (query_H @ key_H))
 

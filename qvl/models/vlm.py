@@ -80,5 +80,4 @@ class VisionLanguageModel(nn.Module, ABC):
     def init_weights(self, seed: int) -> None:
         """Fresh weights, the same for the same seed: random numbers, with heads that begin useful (`models.fresh`)."""
         fresh.fill(self, seed)
-        pad = self.config.ids.image_pad
-        fresh.begin_with_likeness(self.decoder, self.embed.weight[pad] if pad < self.config.vocab_size else None)
+        fresh.begin_with_likeness(self.decoder)

@@ -70,7 +70,8 @@ class StageConfig:
     the published models."""
     place: float = 0.0
     """`told` and `match`: a vision token also tells where in the picture it is, by a sine-cosine vector of this length,
-    relative to a word vector's. For a language model that starts from nothing; others know nothing of such vectors."""
+    relative to a word vector's. For language models that start from nothing, before a tower that can know it: Qwen-VL's
+    has a table of positions, Qwen2-VL's knows only how far patches are from each other."""
     steps: int = 0
     """Train exactly this many steps instead of a share of the time."""
     epochs: float = 0.0

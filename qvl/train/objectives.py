@@ -101,7 +101,7 @@ def _words_as_vision(model: VisionLanguageModel, batch: Batch, place: float) -> 
 
 
 def _place(model: VisionLanguageModel, batch: Batch, length: float) -> Tensor:
-    """[M, D] what the vision tokens of a pretrained tower tell as well: where in the picture they are.
+    """[M, D] what a tower with a table of positions can tell as well: where in the picture a vision token is.
 
     Rotary positions are relative: without this a decoder that has found a thing has not found its place.
     """

@@ -107,4 +107,5 @@ def test_a_recipe_builds_on_another(recipe: Path) -> None:
 def test_both_generations_go_through_the_same_stages() -> None:
     second, first = (read_recipe(RECIPES[0].parent / name) for name in ("tiny.yaml", "tiny_qwen_vl.yaml"))
     changed = {line.split(":")[0].rpartition(".")[2] for line in differences(second, first)}
-    assert changed <= {"run", "model", "video", "0", "1"}  # 0 and 1: sides of pictures that are told
+    # 0 and 1 are sides of pictures that are told
+    assert changed <= {"run", "model", "video", "place", "0", "1"}
