@@ -14,10 +14,10 @@ import random
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from rich.console import Console
-from rich.logging import RichHandler
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ def console() -> Console:
 
     One object for all, so that a log line and an evaluation's bar find their place beside a running progress bar.
     """
+    from rich.console import Console  # a tenth of what loading a model imports
+
     return Console(stderr=True)
 
 
@@ -76,6 +78,8 @@ def kernels_wanted() -> bool:
 
 def set_up_logging(level: int = logging.INFO) -> None:
     """Readable log lines on the terminal."""
+    from rich.logging import RichHandler
+
     logging.basicConfig(
         level=level,
         format="%(message)s",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from qvl.checkpoint.hf_settings import GENERATION_FILE, GenerationDefaults, gene
 from qvl.checkpoint.jsonfile import Fields, dump
 from qvl.checkpoint.stage import staged_folder
 from qvl.checkpoint.weights import OLD_FILES, Stored, WeightFiles, some, write_weights
+from qvl.models.hollow import hollow
 from qvl.models.keys import Entry, stored_tensors
 from qvl.models.registry import Family, family_of
 from qvl.models.vlm import VisionLanguageModel
@@ -33,6 +34,7 @@ def load_model(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    mapped: bool = False,
     filled: Callable[[VisionLanguageModel, str], None] | None = None,
 ) -> VisionLanguageModel:
     """Builds the model that the folder's config.json describes and fills it tensor by tensor.
@@ -40,8 +42,12 @@ def load_model(
     Peak memory is the model plus its largest stored tensor. Stored values of another dtype are cast.
 
     Args:
+        mapped: on the CPU, values that are stored as `dtype` stay in the file, which is mapped: nothing is read before
+            it is used, and several processes share the memory. The model can still be changed, but the file must not be
+            written into while the model lives (replacing it is fine).
         filled: called with the model and the name of each parameter once that is filled; it may exchange the
-            parameter's module for another, so that the whole model never lies in memory as it is stored.
+            parameter's module for another, so that the whole model never lies in memory as it is stored. It must not
+            write into the parameter.
 
     Raises:
         FileNotFoundError: no config.json, no weights, or a shard is missing.
@@ -60,13 +66,13 @@ def load_model(
     if not config.tie_embeddings and kind.head not in stored.files and kind.embed in stored.files:
         _log.warning("%s has no %s: the head is taken to be the embedding (tied)", folder, kind.head)
         config = replace(config, tie_embeddings=True)
-    with torch.device("meta"):
-        model = kind.module(config)
+    model = hollow(config)
     entries = kind.entries(model)
     if config.tie_embeddings:
         _check_tied_head(stored, kind, folder)
     _check_fit(entries, stored, kind, folder)
-    _fill(model, entries, stored, torch.device(device), dtype, filled)
+    source = _Source(stored, torch.device(device), dtype, mapped)
+    _fill(model, entries, source, filled)
     return model
 
 
@@ -180,26 +186,44 @@ def _check_fit(entries: tuple[Entry, ...], stored: WeightFiles, kind: Family, fo
     raise ValueError(f"the tensors in {folder} do not fit its config.json: {'; '.join(problems)}. Likely: {fix}")
 
 
+@dataclass(frozen=True)
+class _Source:
+    """Where values come from, and the form in which they are wanted."""
+
+    stored: WeightFiles
+    device: torch.device
+    dtype: torch.dtype
+    mapped: bool
+
+    def values(self, entry: Entry) -> Tensor:
+        """Where the file holds them if it may be mapped; else in memory of their own, part by part in their rows."""
+        names = [part.name for part in entry.parts]
+        if self.mapped and self.device.type == "cpu" and all(part.layout == "rows" for part in entry.parts):
+            there = self.stored.mapped(names, entry.shape, self.dtype)
+            if there is not None:
+                return there
+        values = torch.empty(entry.shape, dtype=self.dtype, device=self.device)
+        if self.device.type == "cpu":
+            ask_for_huge_pages(values.data_ptr(), values.nbytes)
+        for part, view in entry.views(values):
+            self.stored.fill(part.name, view)
+        return values
+
+
 @torch.no_grad()
 def _fill(
     model: VisionLanguageModel,
     entries: tuple[Entry, ...],
-    stored: WeightFiles,
-    device: torch.device,
-    dtype: torch.dtype,
+    source: _Source,
     filled: Callable[[VisionLanguageModel, str], None] | None = None,
 ) -> None:
-    """Gives every parameter and table its own memory and copies the parts into their rows."""
+    """Gives every parameter and table its values."""
     names_of: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names_of.setdefault(id(parameter), []).append(name)
     aliases = {names[0]: names for names in names_of.values()}
     for entry in entries:
-        values = torch.empty(entry.shape, dtype=dtype, device=device)
-        if device.type == "cpu":
-            ask_for_huge_pages(values.data_ptr(), values.nbytes)
-        for part, view in entry.views(values):
-            stored.fill(part.name, view)
+        values = source.values(entry)
         names = aliases.get(entry.ours)
         made = nn.Parameter(values) if names else values  # what is not a parameter is a fixed table
         for name in names or [entry.ours]:
@@ -207,4 +231,5 @@ def _fill(
             setattr(model.get_submodule(module), leaf, made)
         if filled is not None:
             filled(model, entry.ours)
+            source.stored.let_go(part.name for part in entry.parts)
     assert not any(tensor.is_meta for tensor in stored_tensors(model).values()), "a tensor was not filled"

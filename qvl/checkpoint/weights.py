@@ -7,8 +7,9 @@ Does not know: models, configurations, what the tensors mean.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, final
 
@@ -18,8 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qvl.checkpoint.jsonfile import Fields, dump
+from qvl.checkpoint.mapping import MappedFile
 from qvl.checkpoint.reading import read_at
-from qvl.checkpoint.tensor_files import TensorFile, open_tensors
+from qvl.checkpoint.tensor_files import Place, TensorFile, open_tensors
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -53,6 +55,7 @@ class WeightFiles:
         self._opened: dict[Path, TensorFile] = {}
         """The file that was filled from last."""
         self._mapped_bytes = 0
+        self._mapped: dict[Path, MappedFile] = {}
 
     @classmethod
     def find(cls, folder: Path) -> WeightFiles:
@@ -122,19 +125,50 @@ class WeightFiles:
         Raises:
             ValueError: the file is shorter than its header says.
         """
-        file = self.files[name]
-        if file not in self._opened:
-            self._opened = {file: open_tensors(file)}
-        opened, stored = self._opened[file], self._stored_names.get(name, name)
-        place = opened.place(stored)
+        place = self._place(name)
         if place is not None and place.dtype == view.dtype and view.device.type == "cpu" and view.is_contiguous():
-            read_at(file, place.offset, view)
+            read_at(self.files[name], place.offset, view)
             return
-        stored_tensor = opened.get(stored)
+        stored_tensor = self._open(self.files[name]).get(self._stored_names.get(name, name))
         view.copy_(stored_tensor.reshape(view.shape))
         self._mapped_bytes += stored_tensor.nbytes
         if self._mapped_bytes > _REMAP_BYTES:  # as in `read`
             self._opened, self._mapped_bytes = {}, 0
+
+    def mapped(self, names: Sequence[str], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+        """Stored tensors as one of `shape`, where they lie in their file: nothing is read before it is used.
+
+        None if they do not lie there one after the other, or not as `dtype`. A file that is mapped must not be written
+        into (see `MappedFile`).
+        """
+        file, first = self.files[names[0]], self._place(names[0])
+        if first is None or not self._side_by_side(names, dtype):
+            return None
+        if file not in self._mapped:
+            self._mapped[file] = MappedFile(file)
+        return self._mapped[file].tensor(first.offset, shape, dtype)
+
+    def let_go(self, names: Iterable[str]) -> None:
+        """Gives back the memory in which the files are mapped that hold these tensors, as far as these lie in it. They
+        can still be read."""
+        for name in names:
+            place, mapped = self._place(name), self._mapped.get(self.files[name])
+            if place is not None and mapped is not None:
+                mapped.let_go(place.offset, place.bytes)
+
+    def _side_by_side(self, names: Sequence[str], dtype: torch.dtype) -> bool:
+        places = [self._place(name) for name in names]
+        if len({self.files[name] for name in names}) > 1 or any(p is None or p.dtype != dtype for p in places):
+            return False
+        return all(a and b and a.offset + a.bytes == b.offset for a, b in pairwise(places))
+
+    def _place(self, name: str) -> Place | None:
+        return self._open(self.files[name]).place(self._stored_names.get(name, name))
+
+    def _open(self, file: Path) -> TensorFile:
+        if file not in self._opened:
+            self._opened = {file: open_tensors(file)}
+        return self._opened[file]
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -20,16 +20,14 @@ def inspect(model: str, *, image_size: str = "1024x768") -> None:
         model: a preset (tiny, qwen2-vl-2b or just 2b, 7b, 72b; tiny-qwen-vl, qwen-vl), a model folder, or a hub id.
         image_size: WIDTHxHEIGHT in pixels, e.g. 1024x768.
     """
-    import torch
     from rich.console import Console
 
     from qvl.cli.find import find_model
-    from qvl.models.registry import build_model
+    from qvl.models.hollow import hollow
 
     hw = parse_size(image_size)
     config, preprocessing = find_model(model)
-    with torch.device("meta"):
-        built = build_model(config)
+    built = hollow(config)
     console = Console()
     console.print(_facts(model, config))
     console.print(_parameters(built))

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from qvl.checkpoint.configs import read_config
 from qvl.checkpoint.folder import load_model, write_settings
 from qvl.checkpoint.hub import resolve
@@ -18,9 +16,10 @@ from qvl.cli.recipe import read_recipe
 from qvl.engine.pairing import check_match, processor_for, save_processor
 from qvl.inputs.processor import Processor
 from qvl.media.resize import PixelBudget
+from qvl.models.hollow import hollow
 from qvl.models.lora import add_lora
 from qvl.models.qwen_vl.config import QwenVLConfig
-from qvl.models.registry import build_model, presets
+from qvl.models.registry import presets
 from qvl.models.vlm import VLMConfig
 from qvl.train.build import Built, build, for_pictures, outline
 from qvl.train.config import PartsConfig, TrainConfig
@@ -104,9 +103,7 @@ def restore(path: Path) -> tuple[TrainConfig, Built, str]:
 def _started_from(folder: Path) -> Built:
     """The model of a folder of settings, without memory for its weights yet, and its processor."""
     config = read_config(folder)
-    with torch.device("meta"):
-        model = build_model(config)
-    return Built(model, processor_for(config, folder, "exact"))
+    return Built(hollow(config), processor_for(config, folder, "exact"))
 
 
 def _from_folder(config: TrainConfig) -> Built:

@@ -23,6 +23,7 @@ from qvl.engine.native.modules import (
     PackedLinear,
 )
 from qvl.engine.native.packing import GROUP, Quantize, pack
+from qvl.engine.native.workspace import Workspace
 from qvl.layers.decoder import DecoderLayer
 from qvl.layers.linear import FusedLinear
 from qvl.models.qwen2_vl.vit import VisionBlock
@@ -71,11 +72,12 @@ def quicken(model: VisionLanguageModel, quantize: Quantize | None = None) -> Non
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear or type(module) is FusedLinear:
             _put(model, name, NativeLinear(module, wide=name == "head"))
+    room = Workspace()
     for name, module in list(model.named_modules()):
         if type(module) is DecoderLayer:
-            _put(model, name, NativeDecoderLayer(module))
+            _put(model, name, NativeDecoderLayer(module, room))
         elif type(module) is VisionBlock:
-            _put(model, name, NativeVisionBlock(module))
+            _put(model, name, NativeVisionBlock(module, room))
 
 
 def is_packed(model: nn.Module) -> bool:

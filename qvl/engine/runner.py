@@ -38,7 +38,7 @@ class Model(Protocol):
 
     def see(self, batch: Batch, attn: AttnContext) -> Tensor: ...
 
-    def hidden(self, batch: Batch, vision_MD: Tensor, attn: AttnContext) -> Tensor: ...
+    def hidden(self, batch: Batch, vision_MD: Tensor, attn: AttnContext, rows_X: Tensor | None = None) -> Tensor: ...
 
 
 @final
@@ -58,10 +58,9 @@ class Runner:
         between = self._now()
         batch = self._batch(work).to(self._store.device)
         attn = self._store.context(batch, [rows[i] for i in order])
-        hidden_TD = self._model.hidden(batch, self._vectors(work), attn)
         last = [i for i, (_, piece) in enumerate(work) if piece.last]
-        last_B = batch.last_rows[torch.tensor(last, dtype=torch.long, device=hidden_TD.device)]
-        logits_BV = self._model.head(hidden_TD.index_select(0, last_B))
+        last_B = batch.last_rows[torch.tensor(last, dtype=torch.long, device=self._store.device)]
+        logits_BV = self._model.head(self._model.hidden(batch, self._vectors(work), attn, last_B))
         end = self._now()
         for answer, piece in work:
             if answer in seen:

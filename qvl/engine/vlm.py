@@ -168,6 +168,9 @@ def load(
 ) -> VLM:
     """Loads a model folder in the Hugging Face layout, or a hub id such as "Qwen/Qwen2-VL-2B-Instruct".
 
+    On the CPU, weights that are stored as `dtype` stay in their files, which are mapped. While the model lives such a
+    file may be replaced, as downloads and `save` do, but not written into.
+
     Args:
         dtype: "float32", "bfloat16" or (not on the CPU) "float16"; None = "float32", with `quantize` "bfloat16".
         quantize: "int8" or "int4" = keep the language model's weights as integers, a half or a quarter of the memory
@@ -192,7 +195,7 @@ def load(
     packer = None if quantize is None or lora is not None else Packer(quantize)
     with ThreadPoolExecutor(1, "tokenizer") as beside:  # a large vocabulary takes as long as a small model's weights
         processor = beside.submit(processor_for, read_config(folder), folder, resize)
-        model = load_model(folder, device=_device(device), dtype=_DTYPES[dtype], filled=packer).eval()
+        model = load_model(folder, device=_device(device), dtype=_DTYPES[dtype], mapped=True, filled=packer).eval()
         if lora is not None:
             load_adapter(model, resolve(lora))
             merge_lora(model)

@@ -84,12 +84,20 @@ class DecoderLayer(nn.Module):
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = SwiGLU(config.width, config.mlp_hidden)
 
-    def forward(self, x_TD: Tensor, turn_q: Turn, turn_k: Turn, attn: AttnContext) -> Tensor:
+    def forward(
+        self, x_TD: Tensor, turn_q: Turn, turn_k: Turn, attn: AttnContext, rows_X: Tensor | None = None
+    ) -> Tensor:
+        """`rows_X`: rows that are wanted, [X, D] out; every row still is a key and a value."""
         heads = self.qkv(self.attn_norm(x_TD)).unflatten(-1, (-1, self.head_size))
         q_TNH, k_TKH, v_TKH = heads.split(self.split, dim=1)
         y_TNH = attn.text(self.index, rotate(q_TNH, *turn_q), rotate(k_TKH, *turn_k), v_TKH)
-        x_TD = x_TD + self.out(y_TNH.flatten(1))
+        x_TD = chosen(x_TD, rows_X) + self.out(chosen(y_TNH, rows_X).flatten(1))
         return x_TD + self.mlp(self.mlp_norm(x_TD))
+
+
+def chosen(x_T: Tensor, rows_X: Tensor | None) -> Tensor:
+    """Rows of a tensor; None = all of them."""
+    return x_T if rows_X is None else x_T.index_select(0, rows_X)
 
 
 @final
@@ -102,10 +110,13 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
 
-    def forward(self, x_TD: Tensor, positions_RT: Tensor, attn: AttnContext) -> Tensor:
+    def forward(self, x_TD: Tensor, positions_RT: Tensor, attn: AttnContext, rows_X: Tensor | None = None) -> Tensor:
+        """`rows_X`: rows whose hidden states are wanted, [X, D] out. In the last layer nothing else is needed of the
+        others than their keys and values."""
         turn_q, turn_k = self._turns(positions_RT, torch.float32 if self.config.rope_float32 else x_TD.dtype, attn)
         for layer in self.layers:
-            x_TD = layer(x_TD, turn_q, turn_k, attn)
+            wanted = (rows_X,) if rows_X is not None and layer is self.layers[-1] else ()
+            x_TD = layer(x_TD, turn_q, turn_k, attn, *wanted)
         return self.norm(x_TD)
 
     def _turns(self, positions_RT: Tensor, dtype: torch.dtype, attn: AttnContext) -> tuple[Turn, Turn]:

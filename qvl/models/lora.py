@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qvl.layers.linear import FusedLinear
+from qvl.models.hollow import hollow
 from qvl.models.keys import Part
-from qvl.models.registry import build_model, family_of
+from qvl.models.registry import family_of
 from qvl.models.vlm import VisionLanguageModel
 
 Where = Literal["text", "vision", "merger"]
@@ -247,5 +248,4 @@ def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
 
 def _plain_view(model: VisionLanguageModel) -> VisionLanguageModel:
     """The same model without memory and without adapters: tables of names are made from it."""
-    with torch.device("meta"):
-        return build_model(model.config)
+    return hollow(model.config)

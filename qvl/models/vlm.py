@@ -72,10 +72,10 @@ class VisionLanguageModel(nn.Module, ABC):
     def places(self, batch: Batch) -> Tensor:
         """int64 [2, M]: row and column of every vision token in its own picture (a still), from 0."""
 
-    def hidden(self, batch: Batch, vision_MD: Tensor, attn: AttnContext) -> Tensor:
-        """Hidden states [T, D] after the final norm, given the vision tokens."""
+    def hidden(self, batch: Batch, vision_MD: Tensor, attn: AttnContext, rows_X: Tensor | None = None) -> Tensor:
+        """Hidden states [T, D] after the final norm, or [X, D] of the chosen rows only, given the vision tokens."""
         x_TD = place_vision(self.embed(batch.tokens_T), vision_MD, batch.vision_rows_M)
-        return self.decoder(x_TD, batch.positions_RT, attn)
+        return self.decoder(x_TD, batch.positions_RT, attn, rows_X)
 
     def init_weights(self, seed: int) -> None:
         """Fresh weights, the same for the same seed: random numbers, with heads that begin useful (`models.fresh`)."""

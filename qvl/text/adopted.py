@@ -14,14 +14,12 @@ lacks (SmolLM2 has 235 of 256) come behind the ordinary tokens, so that any text
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from tokenizers import Tokenizer as Backend
-
+from qvl.text.bpe import Bpe
 from qvl.text.family import QWEN2_VL
 from qvl.text.folder import TOKENIZER_FILE, read_folder
 from qvl.text.tokenizer import PRETOKEN_PATTERN, Tokenizer
@@ -94,8 +92,7 @@ def adopt_folder(path: str | Path) -> Adopted:
     """
     if not (Path(path) / TOKENIZER_FILE).is_file():
         raise FileNotFoundError(f"no {TOKENIZER_FILE} in {path}: the language model's vocabulary is needed too")
-    backend_json, specials = read_folder(path)
-    return _adopt(json.loads(backend_json), specials)
+    return _adopt(*read_folder(path))
 
 
 def _adopt(content: dict[str, Any], specials: dict[str, int]) -> Adopted:
@@ -107,5 +104,5 @@ def _adopt(content: dict[str, Any], specials: dict[str, int]) -> Adopted:
     rows += [-1] * len(missing)
     content["model"]["vocab"] = {token: i for i, token in enumerate([*ordinary, *missing])}
     names = QWEN2_VL.specials
-    tokenizer = Tokenizer(Backend.from_str(json.dumps(content)), {name: len(rows) + i for i, name in enumerate(names)})
+    tokenizer = Tokenizer(Bpe.of(content), {name: len(rows) + i for i, name in enumerate(names)})
     return Adopted(tokenizer, (*rows, *(specials.get(name, -1) for name in names)))

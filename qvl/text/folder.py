@@ -20,11 +20,11 @@ RANKS_FILE = "qwen.tiktoken"
 _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 
 
-def read_folder(path: str | Path) -> tuple[str, dict[str, int]]:
+def read_folder(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
     """Reads `path`/tokenizer.json and takes its added tokens out.
 
     Returns:
-        The JSON of a backend that holds ordinary tokens only, and spelling -> id of every added token.
+        The file's content with ordinary tokens only, and spelling -> id of every added token.
 
     Raises:
         FileNotFoundError: the folder or its tokenizer.json is missing.
@@ -47,14 +47,14 @@ def read_folder(path: str | Path) -> tuple[str, dict[str, int]]:
     for name in specials:
         vocab.pop(name, None)
     content["added_tokens"] = []
-    return json.dumps(content), specials
+    return content, specials
 
 
 def write_folder(folder: str | Path, backend_json: str, specials: Mapping[str, int]) -> None:
     """Writes the three files; makes the folder if it is missing, replaces files of these names.
 
     Args:
-        backend_json: as `read_folder` returns it.
+        backend_json: a tokenizer.json that holds ordinary tokens only.
         specials: spelling -> id, in id order.
     """
     folder = Path(folder)

@@ -16,6 +16,7 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 
+from qvl.text.bpe import Bpe
 from qvl.text.family import QWEN2_VL, QWEN_VL, Family, Mark, family_of
 from qvl.text.folder import has_ranks, read_folder, read_ranks, write_folder, write_ranks_folder
 from qvl.text.template import DEFAULT_SYSTEM
@@ -45,21 +46,20 @@ _SHORT, _KNOWN = 256, 65536
 class Tokenizer:
     """Byte-level BPE plus a table of special tokens that text can never spell.
 
-    `family` says which model's special tokens they are. The backend holds the ordinary vocabulary only.
+    `family` says which model's special tokens they are. `Bpe` holds the ordinary vocabulary only.
     Special tokens live outside it, so `<|im_start|>` typed by a user has no way to become id 151644; special
     ids enter through `special` or, for grounding marks, through `markup=True`.
     """
 
-    def __init__(self, backend: Backend, specials: Mapping[str, int]) -> None:
+    def __init__(self, bpe: Bpe, specials: Mapping[str, int]) -> None:
         """
         Args:
-            backend: byte-level BPE without added tokens.
-            specials: spelling -> id, all above the backend's ids.
+            specials: spelling -> id, all above the ids of `bpe`.
         """
-        ordinary = backend.get_vocab_size(with_added_tokens=False)
+        ordinary = bpe.size
         if clash := {name: i for name, i in specials.items() if i < ordinary}:
             raise ValueError(f"special tokens {clash} take ids of the {ordinary} ordinary tokens")
-        self._backend = backend
+        self._bpe = bpe
         self.specials: Mapping[str, int] = MappingProxyType(dict(sorted(specials.items(), key=lambda s: s[1])))
         self.vocab_size = max(self.specials.values(), default=ordinary - 1) + 1
         self._names = {i: name for name, i in self.specials.items()}
@@ -67,9 +67,9 @@ class Tokenizer:
         self._known: dict[str, tuple[int, ...]] = {}
         self._mark_ids = {mark: specials[own] for mark, own in self.family.markup.reads.items() if own in specials}
 
-    def __reduce__(self) -> tuple[type[Tokenizer], tuple[Backend, dict[str, int]]]:
-        """Pickles (for data workers) by what it was made of; the backend pickles itself."""
-        return Tokenizer, (self._backend, dict(self.specials))
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[Bpe, dict[str, int]]]:
+        """Pickles (for data workers) by what it was made of."""
+        return Tokenizer, (self._bpe, dict(self.specials))
 
     # ------------------------------------------------------------------ sources
 
@@ -137,8 +137,8 @@ class Tokenizer:
         if has_ranks(path):
             tokens = read_ranks(path)
             return cls._from_ranks(tokens, merge_parents(tokens), QWEN_VL)
-        backend_json, specials = read_folder(path)
-        return cls(Backend.from_str(backend_json), specials)
+        content, specials = read_folder(path)
+        return cls(Bpe.of(content), specials)
 
     @classmethod
     def _from_ranks(cls, tokens: list[bytes], parents: list[tuple[int, int] | None], family: Family) -> Tokenizer:
@@ -153,7 +153,7 @@ class Tokenizer:
             ]
         )
         backend.decoder = ByteLevelDecoder()
-        return cls(backend, {name: len(tokens) + i for i, name in enumerate(family.specials)})
+        return cls(Bpe(backend), {name: len(tokens) + i for i, name in enumerate(family.specials)})
 
     # ------------------------------------------------------------------ text -> ids
 
@@ -188,7 +188,7 @@ class Tokenizer:
         except UnicodeEncodeError:
             # halves of a pair become their character, halves alone U+FFFD
             text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        return tuple(self._backend.encode(text, add_special_tokens=False).ids) if text else ()
+        return tuple(self._bpe.encode(text)) if text else ()
 
     def special(self, name: str) -> int:
         """The id of a special token, `"<|im_end|>"` -> 151645.
@@ -243,7 +243,7 @@ class Tokenizer:
             raise ValueError(f"token ids start at 0, got {token_id}")
         if token_id in self._names:
             return self._names[token_id].encode()
-        spelling = self._backend.id_to_token(token_id)
+        spelling = self._bpe.spelling(token_id)
         return b"" if spelling is None else unspell(spelling)
 
     def special_name(self, token_id: int) -> str | None:
@@ -252,7 +252,7 @@ class Tokenizer:
 
     def ordinary_tokens(self) -> Iterator[bytes]:
         """The bytes of every ordinary token in id order (for constrained decoding and inspection)."""
-        return map(self.token_bytes, range(self._backend.get_vocab_size(with_added_tokens=False)))
+        return map(self.token_bytes, range(self._bpe.size))
 
     # ------------------------------------------------------------------ files
 
@@ -265,7 +265,7 @@ class Tokenizer:
         if self.family is QWEN_VL:
             write_ranks_folder(folder, self.ordinary_tokens())
         else:
-            write_folder(folder, self._backend.to_str(), self.specials)
+            write_folder(folder, self._bpe.to_json(), self.specials)
 
 
 @final

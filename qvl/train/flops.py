@@ -21,10 +21,10 @@ import torch
 from torch import nn
 
 from qvl.batch import Batch
+from qvl.models.hollow import hollow
 from qvl.models.lora import Adapter, LoraLinear
 from qvl.models.qwen2_vl.config import Qwen2VLConfig
 from qvl.models.qwen_vl.config import QwenVLConfig
-from qvl.models.registry import build_model
 from qvl.models.vlm import VisionLanguageModel, VLMConfig
 from qvl.train.config import Part
 from qvl.train.optim import freeze
@@ -109,8 +109,7 @@ def step_flops(
         trains: parts that learn; none = forward only.
         frozen: patterns of parameters' names that do not.
     """
-    with torch.device("meta"):
-        model = build_model(config)
+    model = hollow(config)
     if trains := tuple(trains):
         freeze(model, trains, frozen)
     else:

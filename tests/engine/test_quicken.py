@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 
 import pytest
@@ -15,7 +17,9 @@ from qvl.engine.generate import Engine
 from qvl.engine.limits import Limits
 from qvl.engine.native import ops
 from qvl.engine.native.modules import NativeDecoderLayer, NativeVisionBlock, PackedEmbedding, PackedLinear
+from qvl.engine.native.workspace import Workspace
 from qvl.engine.vlm import VLM
+from qvl.layers.attention import PackedContext
 from qvl.models.qwen2_vl.model import Qwen2VL
 
 REQUESTS = [
@@ -54,6 +58,53 @@ def test_replies_are_the_same_bits_in_any_company(fast, processor, limits):
         alone = Engine(fast, processor).generate([request])[0]
         assert reply.token_ids == alone.token_ids
         assert reply.logprobs == alone.logprobs  # not nearly: exactly
+
+
+@needs_kernels
+def test_only_the_last_row_goes_through_the_last_layer(fast, processor):
+    rows: dict[int, list[int]] = {0: [], 1: []}
+    hooks = [
+        fast.decoder.layers[i].mlp.down.register_forward_pre_hook(lambda _, given, i=i: rows[i].append(len(given[0])))
+        for i in rows
+    ]
+    reply = Engine(fast, processor).generate([Request(REQUESTS[1].messages, Sampling(max_new_tokens=2))])[0]
+    for hook in hooks:
+        hook.remove()
+    assert rows == {0: [reply.usage.prompt_tokens, 1], 1: [1, 1]}
+
+
+@needs_kernels
+@torch.no_grad()
+def test_chosen_rows_are_the_same_bits(fast, processor):
+    batch = processor([r.messages for r in REQUESTS], generation_prompt=True)
+    attn = PackedContext(batch)
+    vision_MD = fast.see(batch, attn)
+    assert torch.equal(
+        fast.hidden(batch, vision_MD, attn, batch.last_rows), fast.hidden(batch, vision_MD, attn)[batch.last_rows]
+    )
+
+
+@needs_kernels
+def test_several_threads_answer_with_one_model(fast, processor):
+    """Each has a workspace of its own; so has a copy of the model."""
+    alone = [Engine(fast, processor).generate([r])[0].logprobs for r in REQUESTS]
+    with ThreadPoolExecutor(3) as threads:
+        together = list(threads.map(lambda r: Engine(fast, processor).generate([r])[0].logprobs, REQUESTS))
+    assert together == alone
+    assert deepcopy(fast).decoder.layers[0].room is not fast.decoder.layers[0].room
+
+
+def test_memory_is_used_again():
+    room = Workspace()
+    first, other = room.take("a", 3, 5), room.take("b", 3, 5)
+    assert first.shape == (3, 5)
+    assert first.dtype == torch.bfloat16
+    assert room.take("a", 7, 2).data_ptr() == first.data_ptr() != other.data_ptr()
+    larger = room.take("a", 100)
+    assert room.take("a", 2).data_ptr() == larger.data_ptr()
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(lambda: room.take("a", 2).data_ptr()).result() != larger.data_ptr()
+    assert pickle.loads(pickle.dumps(room)).take("a", 1).data_ptr() != larger.data_ptr()
 
 
 @torch.no_grad()

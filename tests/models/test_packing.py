@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qvl.batch import IGNORE, Batch
 from qvl.inputs.sequence import Sequence
+from qvl.layers.attention import PackedContext
 from qvl.models.qwen2_vl.model import Qwen2VL
 
 PARTS = [
@@ -111,3 +112,23 @@ def test_more_pictures_than_placeholders(model: Qwen2VL) -> None:
     count = len(batch.vision_rows_M)
     with pytest.raises(ValueError, match=f"{count} vision tokens for {count - 1} placeholder rows"):
         model(wrong)
+
+
+@torch.no_grad()
+def test_chosen_rows(model: Qwen2VL) -> None:
+    """Of the rows that are not wanted, the last layer computes keys and values only."""
+    batch = batch_of(sequences(model), model.config)
+    attn = PackedContext(batch)
+    vision_MD = model.see(batch, attn)
+    everything_TD = model.hidden(batch, vision_MD, attn)
+    seen: list[list[int]] = [[], []]
+    hooks = [
+        layer.mlp.register_forward_pre_hook(lambda _, given, rows=rows: rows.append(len(given[0])))
+        for layer, rows in zip(model.decoder.layers, seen, strict=True)
+    ]
+    for rows in (batch.last_rows, torch.tensor([5, 2]), torch.zeros(0, dtype=torch.long)):
+        chosen_XD = model.hidden(batch, vision_MD, attn, rows)
+        torch.testing.assert_close(chosen_XD, everything_TD[rows], rtol=1e-5, atol=1e-5)
+    for hook in hooks:
+        hook.remove()
+    assert seen == [[len(batch.tokens_T)] * 3, [len(PARTS), 2, 0]]

@@ -78,7 +78,7 @@ def test_marks_of_samples_become_the_familys_own(v1: Tokenizer, full: Tokenizer)
 
 
 def test_a_vocabulary_without_marks_keeps_them_as_text(full: Tokenizer) -> None:
-    bare = Tokenizer(full._backend, {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645})
+    bare = Tokenizer(full._bpe, {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645})
     assert bare.decode(bare.encode("<|box_start|>(1,2)", markup=True)) == "<|box_start|>(1,2)"
 
 

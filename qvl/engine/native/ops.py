@@ -2,7 +2,8 @@
 
 Knows: shapes, dtypes, strides. Does not know: modules, requests, where a kernel is worth it.
 
-All tensors are bfloat16 on the CPU, rows contiguous inside. Results of a row never depend on the other rows.
+All tensors are bfloat16 on the CPU, rows contiguous inside. Results of a row never depend on the other rows. `out` is
+memory for the result, instead of fresh one.
 """
 
 from __future__ import annotations
@@ -16,10 +17,8 @@ from torch import Tensor
 
 from qvl.engine.native.build import library
 from qvl.engine.native.packing import Packed
-from qvl.runtime import ask_for_huge_pages
+from qvl.engine.native.workspace import Workspace, empty
 
-_LARGE = 4 << 20
-"""Bytes from which fresh memory is asked for in huge pages: page by page it costs up to a fifth of a product."""
 CELL = 16
 """Keys that lie together in a page; a page is a number of these."""
 
@@ -35,15 +34,14 @@ def _lib() -> CDLL:
     return found
 
 
-def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Fresh memory on the CPU, in huge pages if it is large."""
-    made = torch.empty(shape, dtype=dtype)
-    if made.nbytes >= _LARGE:
-        ask_for_huge_pages(made.data_ptr(), made.nbytes)
-    return made
-
-
-def linear(x_TI: Tensor, weight: Tensor | Packed, bias_O: Tensor | None = None, *, wide: bool = False) -> Tensor:
+def linear(
+    x_TI: Tensor,
+    weight: Tensor | Packed,
+    bias_O: Tensor | None = None,
+    *,
+    wide: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
     """`F.linear` with float32 sums: [T, in] -> [T, out] in bfloat16, or as summed (float32) if `wide`.
 
     The twin is `F.linear` itself, of `Packed.unpacked()` for packed weights.
@@ -59,7 +57,8 @@ def linear(x_TI: Tensor, weight: Tensor | Packed, bias_O: Tensor | None = None, 
         (outputs, inputs), kind, group, data, scales = weight.shape, 0, 0, weight, (0, 0)
     x_TI = x_TI if x_TI.stride(-1) == 1 else x_TI.contiguous()
     rows = x_TI.shape[0]
-    out_TO = empty(rows, outputs, dtype=torch.float32 if wide else torch.bfloat16)
+    out_TO = empty(rows, outputs, dtype=torch.float32 if wide else torch.bfloat16) if out is None else out
+    assert out_TO.shape == (rows, outputs), f"{tuple(out_TO.shape)} is no room for {rows} rows of {outputs}"
     if not rows:
         return out_TO
     bias = 0 if bias_O is None else bias_O.data_ptr()
@@ -70,10 +69,10 @@ def linear(x_TI: Tensor, weight: Tensor | Packed, bias_O: Tensor | None = None, 
     return out_TO
 
 
-def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
     """As `qvl.layers.norm.RMSNorm` (its twin)."""
     x_TD = x_TD.contiguous()
-    out_TD = empty(*x_TD.shape)
+    out_TD = empty(*x_TD.shape) if out is None else out
     rows, width = x_TD.shape
     threads = torch.get_num_threads()
     _lib().qvl_rms_norm(x_TD.data_ptr(), weight_D.data_ptr(), out_TD.data_ptr(), rows, width, eps, threads)
@@ -92,10 +91,10 @@ def rotate_(x_TNH: Tensor, cos_TF: Tensor, sin_TF: Tensor) -> None:
     )  # fmt: skip
 
 
-def swiglu(gate_up_TX: Tensor) -> Tensor:
+def swiglu(gate_up_TX: Tensor, out: Tensor | None = None) -> Tensor:
     """silu(gate) * up of rows that hold the gates, then the ups."""
     rows, both = gate_up_TX.shape
-    out_TX = empty(rows, both // 2)
+    out_TX = empty(rows, both // 2) if out is None else out
     _lib().qvl_swiglu(gate_up_TX.data_ptr(), out_TX.data_ptr(), rows, both // 2, torch.get_num_threads())
     return out_TX
 
@@ -107,15 +106,21 @@ def quick_gelu_(x: Tensor) -> Tensor:
     return x
 
 
-def attend_segments(q_PNH: Tensor, k_PNH: Tensor, v_PNH: Tensor, lens: tuple[int, ...]) -> Tensor:
-    """Full attention within segments of `lens` rows that lie end to end. The twin is `SegmentPlan.attend`."""
+def attend_segments(
+    q_PNH: Tensor, k_PNH: Tensor, v_PNH: Tensor, lens: tuple[int, ...], room: Workspace | None = None
+) -> Tensor:
+    """Full attention within segments of `lens` rows that lie end to end. The twin is `SegmentPlan.attend`.
+
+    `room`: where the result and what is needed on the way may lie.
+    """
+    room = room or Workspace()
     rows, heads, size = q_PNH.shape
     strides = {x.stride() for x in (q_PNH, k_PNH, v_PNH)}
     if len(strides) > 1 or q_PNH.stride()[1:] != (size, 1):
         q_PNH, k_PNH, v_PNH = q_PNH.contiguous(), k_PNH.contiguous(), v_PNH.contiguous()
-    out_PNH = empty(rows, heads, size)
+    out_PNH = room.take("attended", rows, heads, size)
     first = torch.tensor([0, *lens]).cumsum(0)
-    cells = empty(2 * heads * size * (rows + CELL * len(lens)))
+    cells = room.take("cells", 2 * heads * size * (rows + CELL * len(lens)))
     _lib().qvl_attend_segments(
         q_PNH.data_ptr(), k_PNH.data_ptr(), v_PNH.data_ptr(), q_PNH.stride(0), out_PNH.data_ptr(), len(lens),
         first.data_ptr(), heads, size, cells.data_ptr(), torch.get_num_threads(),
@@ -143,7 +148,13 @@ def write_pages(pages: Pages, slots_T: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> 
 
 
 def attend_pages(
-    pages: Pages, q_TNH: Tensor, first_query: Tensor, past: Tensor, first_page: Tensor, pages_X: Tensor
+    pages: Pages,
+    q_TNH: Tensor,
+    first_query: Tensor,
+    past: Tensor,
+    first_page: Tensor,
+    pages_X: Tensor,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Causal attention over pages, [T, N, H]; what is asked about was written before.
 
@@ -156,7 +167,7 @@ def attend_pages(
     """
     tokens, heads, size = q_TNH.shape
     q_TNH = _heads_beside(q_TNH)
-    out_TNH = empty(tokens, heads, size)
+    out_TNH = empty(tokens, heads, size) if out is None else out
     _lib().qvl_attend_pages(
         pages.store.data_ptr(), pages.store.shape[1], pages.page, q_TNH.data_ptr(), q_TNH.stride(0),
         out_TNH.data_ptr(), len(past), first_query.data_ptr(), past.data_ptr(), first_page.data_ptr(),

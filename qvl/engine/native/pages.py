@@ -19,6 +19,7 @@ from torch import Tensor
 from qvl.batch import Batch
 from qvl.engine.native import ops
 from qvl.engine.native.build import library
+from qvl.engine.native.workspace import Workspace
 from qvl.engine.paged import PagedStore, Row
 from qvl.layers.attention import AttnContext, PackedContext, SegmentPlan, Span
 from qvl.layers.decoder import DecoderConfig
@@ -69,10 +70,13 @@ class CellStore:
 
 @final
 class CellContext(AttnContext):
+    """A result holds until the next layer asks: all layers of the pass share its memory."""
+
     def __init__(self, store: CellStore, batch: Batch, rows: Sequence[Row]) -> None:
         self._store = store
         self._spans = tuple(Span(row.new, row.first) for row in rows)
         self._vision = CellVision(batch)
+        self._room = Workspace()
         size = store.page_tokens
         places = [np.arange(row.past, row.held) for row in rows]
         slots = [row.pages[p // size] * size + p % size for row, p in zip(rows, places, strict=True)]
@@ -95,15 +99,17 @@ class CellContext(AttnContext):
         store = self._store
         pages = ops.Pages(store.layer(layer), store.page_tokens)
         ops.write_pages(pages, self._slots_T, k_TKH, v_TKH)
-        return ops.attend_pages(pages, q_TNH, self._first_query, self._past, self._first_page, self._pages_X)
+        out = self._room.take("attended", *q_TNH.shape)
+        return ops.attend_pages(pages, q_TNH, self._first_query, self._past, self._first_page, self._pages_X, out)
 
 
 @final
 class CellVision(AttnContext):
-    """For seeing only: full attention within each segment of a batch without text."""
+    """For seeing only: full attention within each segment of a batch without text. Results hold as in `CellContext`."""
 
     def __init__(self, batch: Batch) -> None:
         self._lens = tuple(n for n in batch.segment_lens if n)
+        self._room = Workspace()
         self._plain = SegmentPlan.build(self._lens, causal=False)
 
     @property
@@ -116,7 +122,7 @@ class CellVision(AttnContext):
     def vision(self, q_PNH: Tensor, k_PNH: Tensor, v_PNH: Tensor) -> Tensor:
         if not can_attend(q_PNH.shape[-1], q_PNH.dtype, q_PNH.device):
             return self._plain.attend(q_PNH, k_PNH, v_PNH)
-        return ops.attend_segments(q_PNH, k_PNH, v_PNH, self._lens)
+        return ops.attend_segments(q_PNH, k_PNH, v_PNH, self._lens, self._room)
 
 
 def _offsets(counts: Sequence[int]) -> Tensor:

@@ -37,7 +37,7 @@ class QwenVL(VisionLanguageModel):
         if mark < self.config.vocab_size:
             fresh.begin_with_sight(self.decoder, self.embed.weight[mark])
 
-    def hidden(self, batch: Batch, vision_MD: Tensor, attn: AttnContext) -> Tensor:
+    def hidden(self, batch: Batch, vision_MD: Tensor, attn: AttnContext, rows_X: Tensor | None = None) -> Tensor:
         """As the base class.
 
         Raises:
@@ -52,4 +52,4 @@ class QwenVL(VisionLanguageModel):
                     f"{beyond.trained_len} tokens the angles of a sequence depend on its length, so nothing can be "
                     "shared; give each conversation as a sequence of its own"
                 )
-        return super().hidden(batch, vision_MD, attn)
+        return super().hidden(batch, vision_MD, attn, rows_X)
