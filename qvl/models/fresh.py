@@ -149,7 +149,7 @@ def _query_for(key_H: Tensor, chosen_H: Tensor, score: float) -> Tensor:
 
 
 def _query_that_falls(key_H: Tensor, chosen_H: Tensor, cos_H: Tensor) -> Tensor:
-    """The query that gives a key `_PLACE_SCORE`, and `_PLACE_FALL` less where the chosen entries have turned to `cos_H`.
+    """The query that gives a key `_PLACE_SCORE`, or `_PLACE_FALL` less where the chosen entries have turned to `cos_H`.
 
     What the chosen entries alone would give too much or too little is made up by the slowest ones.
     """
