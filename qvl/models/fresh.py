@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from qvl.layers.decoder import Decoder, DecoderLayer
-from qvl.layers.rope import inverse_frequencies
 from qvl.models.qwen2_vl.vit import Merger
 
 _LIKENESS = 1.5
@@ -27,9 +26,8 @@ _LIKENESS_TURNING, _LIKENESS_SLOW = 0.5 / 1.5, 2.6 / 1.5
 """What becomes of likeness at these frequencies and at the others where it looks into pictures."""
 _SEEN_SCORE = 4.5
 """Attention score that such a head adds for things seen."""
-_PLACE_SCORE, _PLACE_FALL, _PLACE_CELLS = 5.0, 3.0, 4
-"""Attention score of a head of place for the mark itself, and by how much it has fallen so many rows or columns away:
-evenly, or the first rows would differ and all others be alike."""
+_PLACE_SCORE = 5.0
+"""Attention score of a head of place for the mark itself; it falls as the cosine of the distance."""
 _PLACE_FREQUENCIES = 6
 """How many of an axis' frequencies, the fastest, a head of place looks at: the others hardly turn within a picture."""
 
@@ -116,7 +114,6 @@ def begin_with_places(decoder: Decoder, mark_D: Tensor) -> None:
     starts = ((first_row, rows), (first_row + rows, columns))
     _, k_KHD, _ = layer.qkv.weight.unflatten(0, (-1, size)).split(layer.split)
     mark_D = mark_D / mark_D.square().mean().sqrt()
-    cos_H = (inverse_frequencies(size, decoder.config.rope_theta) * _PLACE_CELLS).cos().repeat(2)
     for turn, (n, _) in enumerate(_first_heads(layer)):
         if n + 1 == layer.split[0]:
             continue
@@ -124,7 +121,7 @@ def begin_with_places(decoder: Decoder, mark_D: Tensor) -> None:
         key_H = k_KHD[(n + 1) * layer.split[1] // layer.split[0]] @ mark_D
         chosen_F = torch.zeros(size // 2)
         chosen_F[start : start + min(count, _PLACE_FREQUENCIES)] = 1
-        layer.qkv.bias[(n + 1) * size : (n + 2) * size] = _query_that_falls(key_H, chosen_F.repeat(2), cos_H)
+        layer.qkv.bias[(n + 1) * size : (n + 2) * size] = _query_for(key_H, chosen_F.repeat(2), _PLACE_SCORE)
 
 
 @torch.no_grad()
@@ -146,18 +143,6 @@ def _query_for(key_H: Tensor, chosen_H: Tensor, score: float) -> Tensor:
     """The query that gives a key this score, looking at the chosen entries only."""
     query_H = key_H * chosen_H
     return query_H * (score * len(key_H) ** 0.5 / (query_H @ key_H))
-
-
-def _query_that_falls(key_H: Tensor, chosen_H: Tensor, cos_H: Tensor) -> Tensor:
-    """The query that gives a key `_PLACE_SCORE`, or `_PLACE_FALL` less where the chosen entries have turned to `cos_H`.
-
-    What the chosen entries alone would give too much or too little is made up by the slowest ones.
-    """
-    weight_H = key_H.square() * chosen_H
-    falling = _PLACE_FALL / float(1 - (weight_H * cos_H).sum() / weight_H.sum())
-    slowest_F = torch.zeros(len(key_H) // 2)
-    slowest_F[-_PLACE_FREQUENCIES:] = 1
-    return _query_for(key_H, chosen_H, falling) + _query_for(key_H, slowest_F.repeat(2), _PLACE_SCORE - falling)
 
 
 def _first_heads(layer: DecoderLayer) -> list[tuple[int, int]]:

@@ -81,6 +81,3 @@ class VisionLanguageModel(nn.Module, ABC):
         """Fresh weights, the same for the same seed: random numbers, with heads that begin useful (`models.fresh`)."""
         fresh.fill(self, seed)
         fresh.begin_with_likeness(self.decoder)
-        seen = self.config.ids.image_pad
-        if seen < self.config.vocab_size:
-            fresh.begin_with_sight(self.decoder, self.embed.weight[seen])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qvl.batch import Batch
 from qvl.layers.attention import AttnContext
+from qvl.models import fresh
 from qvl.models.qwen_vl.config import QwenVLConfig
 from qvl.models.qwen_vl.vit import VisionTower
 from qvl.models.vlm import VisionLanguageModel
@@ -29,6 +30,12 @@ class QwenVL(VisionLanguageModel):
         adapter = self.config.adapter
         number_M = torch.arange(len(batch.vision_rows_M), device=batch.vision_rows_M.device) % adapter.queries
         return torch.stack((number_M // adapter.side, number_M % adapter.side))
+
+    def init_weights(self, seed: int) -> None:
+        super().init_weights(seed)
+        mark = self.config.ids.image_pad
+        if mark < self.config.vocab_size:
+            fresh.begin_with_sight(self.decoder, self.embed.weight[mark])
 
     def hidden(self, batch: Batch, vision_MD: Tensor, attn: AttnContext, rows_X: Tensor | None = None) -> Tensor:
         """As the base class.
