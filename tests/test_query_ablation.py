@@ -9,6 +9,8 @@ import pytest
 
 from bench.query_ablation import base_of, last_losses, main, point_of, table
 from qvl.cli.recipe import differences, read_recipe
+from qvl.text.messages import WordPicture
+from qvl.train.build import sample_source
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 RECIPE = """\
@@ -43,6 +45,18 @@ def test_points_differ_in_queries_only(tmp_path: Path) -> None:
     assert few.parts.language == f"{base.run}/model"
     assert {stage.objective for stage in base.stages} == {"told"}
     assert [stage.name for stage in (*base.stages, *few.stages)] == [stage.name for stage in recipe.stages]
+
+
+@pytest.mark.parametrize("queries", [4, 9, 36])
+def test_pictures_are_told_in_as_many_words_as_there_are_queries(tmp_path: Path, queries: int) -> None:
+    point = point_of(read_recipe(RECIPES / "tiny_qwen_vl.yaml"), tmp_path, queries, 2.0)
+    told = [stage for stage in point.stages if stage.objective == "match"]
+    assert told
+    for stage in told:
+        parts = sample_source(point, stage)[0].messages[0].parts
+        (words,) = (part.words for part in parts if isinstance(part, WordPicture))
+        assert len(words) ** 2 == queries
+        assert {len(row) for row in words} == {len(words)}
 
 
 def test_the_published_recipe_starts_from_its_own_parts(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Knows: which choices of a recipe decide which part. Does not know: the loop, eva
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import isqrt
 from pathlib import Path
 from typing import final
 
@@ -188,7 +189,8 @@ def sample_source(config: TrainConfig, stage: StageConfig) -> SampleSource:
         ValueError, FileNotFoundError: see `UserSource`; or files for an objective that only worlds can serve.
     """
     own_seed = config.seed + _STAGE_SEEDS * config.stages.index(stage)
-    world = replace(stage.world, seed=stage.world.seed + own_seed)
+    side = isqrt(config.queries) if stage.objective != "next_token" else 0
+    world = replace(stage.world, seed=stage.world.seed + own_seed, words_side=side or stage.world.words_side)
     if not config.data.files:
         return _without_files(stage, world)
     if stage.objective != "next_token":

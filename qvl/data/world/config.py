@@ -85,6 +85,9 @@ class WorldConfig:
     language. `both`: the picture and behind it its grid of words. Only for training, and only for questions about one
     picture."""
 
+    words_side: int = 0
+    """Told grids have so many words a side, however large the scene (Qwen-VL: the root of its queries); 0: see `medium`."""
+
     chinese_font: str = ""
     """Path of a font with Chinese characters for OCR pictures (`ocr.find_chinese_font` looks for one); without it,
     rendered text is English only."""
@@ -113,6 +116,8 @@ class WorldConfig:
             raise ValueError(f"photo_share is {self.photo_share} but photos is empty; give paths of photographs")
         if self.turns < 1:
             raise ValueError(f"turns must be at least 1, got {self.turns}")
+        if self.words_side < 0:
+            raise ValueError(f"words_side must not be negative, got {self.words_side}")
         if self.style not in get_args(Style):
             raise ValueError(f"style must be one of {', '.join(get_args(Style))}, got {self.style!r}")
         if self.medium not in get_args(Medium):

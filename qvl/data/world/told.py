@@ -66,20 +66,24 @@ def _tell(scene: Scene, asker: Asker, with_boxes: bool) -> str:
     return words
 
 
-def in_words(scene: Scene, rng: np.random.Generator) -> WordPicture:
-    """The scene as a grid: each square holds the English name of the object that covers it, or the background's."""
-    height, width = scene.hw[0] // CELL_PX, scene.hw[1] // CELL_PX
+def in_words(scene: Scene, rng: np.random.Generator, side: int = 0) -> WordPicture:
+    """The scene as a grid: each cell holds the English name of the object that covers it, or the background's.
+
+    Args:
+        side: cells a side; 0 = one for every 28 pixels.
+    """
+    height, width = (side, side) if side else (scene.hw[0] // CELL_PX, scene.hw[1] // CELL_PX)
     words = np.full((height, width), scene.background, dtype=object)
     most_HW = np.full((height, width), rng.uniform(*_COVER))
     for placed in scene.objects:
         x1, y1, x2, y2 = placed.box_px
-        cover_HW = np.outer(_cover(y1, y2, height), _cover(x1, x2, width))
+        cover_HW = np.outer(_cover(y1, y2, scene.hw[0], height), _cover(x1, x2, scene.hw[1], width))
         words[cover_HW > most_HW] = placed.concept.en
         most_HW = np.maximum(most_HW, cover_HW)
     return WordPicture(tuple(map(tuple, words)))
 
 
-def _cover(begin: int, end: int, cells: int) -> np.ndarray:
-    """Share of each cell along one side that lies between `begin` and `end` (pixels)."""
-    edges = np.arange(cells + 1) * CELL_PX
-    return np.clip(np.minimum(end, edges[1:]) - np.maximum(begin, edges[:-1]), 0, None) / CELL_PX
+def _cover(begin: int, end: int, length: int, cells: int) -> np.ndarray:
+    """Share of each of the cells along a side of `length` that lies between `begin` and `end` (all in pixels)."""
+    edges = np.arange(cells + 1) * (length / cells)
+    return np.clip(np.minimum(end, edges[1:]) - np.maximum(begin, edges[:-1]), 0, None) * (cells / length)

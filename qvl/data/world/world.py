@@ -116,7 +116,7 @@ class World:
             if turns:
                 shown: list[Part] = [Image(scene.pixels_HW3)] if drawn else []
                 if self.config.medium != "pixels":
-                    shown.append(in_words(scene, asker.rng))
+                    shown.append(in_words(scene, asker.rng, self.config.words_side))
                 return Story(tuple(turns), tuple(shown), "", scene_meta(scene))
         raise ValueError(
             f"none of {_TRIES} scenes could be asked {task!r} clearly with objects={self.config.objects} and "
