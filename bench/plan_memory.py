@@ -4,9 +4,10 @@
     python -m bench.plan_memory --cases tiny-stage2
 
 A case is one stage of a recipe, cut down to some steps and otherwise trained as `qvl train` does, in a fresh process:
-its model and parts, its data worker, its real packs. The plan knows of them what it finds by looking at some samples.
-Measured is the peak minus what the process held before the model was built (Linux: VmHWM, reset before). Cases of
-`small` without fetched parts (`qvl data parts`) start from random weights of the same sizes.
+its model and parts, its data worker, its real packs, and a state saved at every step, as happens to a longer run every
+minute. The plan knows of them what it finds by looking at some samples. Measured is the peak minus what the process
+held before the model was built (Linux: VmHWM, reset before). Cases of `small` without fetched parts (`qvl data parts`)
+start from random weights of the same sizes.
 """
 
 from __future__ import annotations
@@ -17,23 +18,24 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from bench.record import record
 from qvl.cli.recipe import read_recipe
 from qvl.cli.start import begin, for_training
+from qvl.data.packing import SampleSource
 from qvl.packages import packaged
 from qvl.runtime import seed_everything, set_threads
 from qvl.train.build import outline, sample_source
 from qvl.train.config import PartsConfig, TrainConfig
-from qvl.train.costs import Device
+from qvl.train.costs import Device, StageCosts
 from qvl.train.mix import mix_of
-from qvl.train.plan import StagePlan, plan_stage
+from qvl.train.plan import full_pack
 from qvl.train.smoke import smoke
+from qvl.train.step_memory import PackShape, StepMemory
 from qvl.train.trainer import Trainer
 
-STEPS = 6
+STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,12 @@ CASES = {
 }
 
 
-def recipe(case: Case, run: str) -> TrainConfig:
+def recipe(case: Case, run: str, threads: int) -> TrainConfig:
     """The case's recipe with its one stage, a few steps long."""
     config = read_recipe(f"recipes/{case.recipe}.yaml", {"run": run}, case.settings)
     stage = next(s for s in config.stages if s.name == case.stage)
-    short = replace(config, stages=(replace(stage, steps=STEPS, evaluate=False),))
+    short = replace(config, stages=(replace(stage, steps=STEPS, evaluate=False),), threads=threads)
+    short = replace(short, log_every=1, save_every_minutes=0.0)
     try:
         for part in (config.parts.language, config.parts.vision):
             if part:
@@ -75,12 +78,14 @@ def recipe(case: Case, run: str) -> TrainConfig:
     return short
 
 
-def planned(config: TrainConfig) -> StagePlan:
+def planned(config: TrainConfig) -> tuple[PackShape, StepMemory]:
     made = outline(config)
     (stage,) = config.stages
     processor = for_training(made.processor, config)
     mix = mix_of(sample_source(config, stage), processor, stage)
-    return plan_stage(made.sizes, config, stage, mix, processor.config.pixels, Device(1 << 40))
+    costs = StageCosts(made.sizes, config, stage, mix, Device(1 << 40))
+    pack, _ = full_pack(costs, mix.pictures(made.sizes, processor.config.pixels))
+    return pack, costs.memory(pack)
 
 
 def measured(config: TrainConfig, scratch: Path) -> tuple[int, int]:
@@ -90,18 +95,18 @@ def measured(config: TrainConfig, scratch: Path) -> tuple[int, int]:
     seed_everything(config.seed)
     first = smoke(replace(config, lora=None), str(scratch / "first"))
     little = (replace(s, world=replace(s.world, turns=1), tokens_per_pack=256) for s in first.stages)
-    _train(replace(first, stages=tuple(little)))
-    outline(config)
+    first = replace(first, stages=tuple(little))
+    _train(first, sample_source(first, first.stages[0]))
+    source = sample_source(config, config.stages[0])
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
-    _train(config)
+    _train(config, source)
     return _status("VmHWM") - before, before
 
 
-def _train(config: TrainConfig) -> None:
+def _train(config: TrainConfig, source: SampleSource) -> None:
     built = begin(config, Path(config.run))
-    source = partial(sample_source, config)
-    Trainer(config, built.model, for_training(built.processor, config), source).fit()
+    Trainer(config, built.model, for_training(built.processor, config), lambda stage: source).fit()
 
 
 def _status(key: str) -> int:
@@ -111,28 +116,42 @@ def _status(key: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--threads", type=int, default=0, help="default: all cores")
     arguments = parser.parse_args()
+    set_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         if arguments.measure:
-            print(json.dumps(measured(recipe(CASES[arguments.measure], f"{folder}/run"), Path(folder))))
+            config = recipe(CASES[arguments.measure], f"{folder}/run", arguments.threads)
+            print(json.dumps(measured(config, Path(folder))))
             return
         for name in arguments.cases:
             command = [sys.executable, "-m", "bench.plan_memory", "--measure", name]
+            command += ["--threads", str(arguments.threads)]
             out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-            (peak, process), plan = json.loads(out.splitlines()[-1]), planned(recipe(CASES[name], folder))
-            row = {
-                "case": name,
-                "tokens": plan.pack.tokens,
-                "patches": plan.pack.patches,
-                "predicted MiB": round(plan.memory.peak / 2**20),
-                "measured MiB": round(peak / 2**20),
-                "predicted / measured": round(plan.memory.peak / peak, 3),
-                "process MiB": round(process / 2**20),
-                "peak": plan.memory.peak_when,
-            }
-            print(record("plan_memory", row), flush=True)
+            peak, process = json.loads(out.splitlines()[-1])
+            pack, found = planned(recipe(CASES[name], folder, arguments.threads))
+            print(record("plan_memory", _row(name, pack, found, peak, process)), flush=True)
+
+
+def _row(name: str, pack: PackShape, found: StepMemory, peak: int, process: int) -> dict[str, object]:
+    def mib(size: int) -> int:
+        return round(size / 2**20)
+
+    return {
+        "case": name,
+        "tokens": pack.tokens,
+        "patches": pack.patches,
+        "predicted MiB": mib(found.peak),
+        "measured MiB": mib(peak),
+        "predicted / measured": round(found.peak / peak, 3),
+        "of it tensors MiB": mib(max(found.peaks.values())),
+        "slack MiB": mib(found.slack),
+        "copy for saving MiB": mib(found.copy),
+        "process MiB": mib(process),
+        "peak": found.peak_when,
+    }
 
 
 if __name__ == "__main__":

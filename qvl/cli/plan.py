@@ -268,7 +268,12 @@ def _memory_table(plans: Sequence[StagePlan]) -> Table:
             table.add_row("", "whole blocks at hand", gib(m.gathered), "", "", "")
         if m.copies:
             table.add_row("", "weights in bfloat16", "", "", "", gib(m.copies))
+        if m.slack:
+            table.add_row("", "freed, of no use", "", "", "", gib(m.slack))
         table.add_row("", "together", *(gib(sum(purpose.values())) for purpose in purposes), style="bold")
+        if m.copy:
+            where = " (in the processor's memory)" if m.copy_aside else ""
+            table.add_row("", f"copy while a state is saved{where}: {gib(m.copy)}")
         table.add_row("", f"[bold]most at once: {gib(m.peak)}[/bold]", f"({m.peak_when})", end_section=True)
     return table
 

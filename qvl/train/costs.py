@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import torch
@@ -31,7 +32,7 @@ from qvl.train.loss import token_losses
 from qvl.train.mix import MARKS, Mix, Picture
 from qvl.train.narrow import narrow
 from qvl.train.objectives import objective_of
-from qvl.train.optim import freeze
+from qvl.train.optim import freeze, untouched
 from qvl.train.step_memory import PackShape, StepMemory, step_memory
 
 USABLE = 0.9
@@ -97,6 +98,7 @@ class StageCosts:
     def memory(self, pack: PackShape) -> StepMemory:
         """Of a step on each device."""
         stage, parallel = self.stage, self.recipe.parallel
+        alike = parallel.shard == 1 and parallel.tensor == 1  # every device holds everything
         return step_memory(
             self._build_part,
             pack,
@@ -108,7 +110,10 @@ class StageCosts:
             bfloat16=self.device.takes(self.recipe.precision),
             shard=parallel.shard or self.lanes,
             whole_gradients=parallel.reduce == "step",
-            summed=self.device.count > 1 and parallel.shard == 1 and parallel.tensor == 1,
+            summed=alike and self.device.count > 1,
+            cpu=self.device.cpu,
+            constant=partial(untouched, stages=self.recipe.stages) if self.recipe.save_in_background else None,
+            writers=self.device.count if alike else 1,
         )
 
     def _build(self) -> VisionLanguageModel:

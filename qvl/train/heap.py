@@ -1,7 +1,7 @@
 """How much memory a process holds while blocks of many sizes come and go: glibc's allocator in small.
 
 Knows: best fit, neighbours that grow together, the top of the heap, blocks so large that the system gives them.
-Does not know: tensors, threads, the small objects between the blocks.
+Does not know: tensors, threads, the small objects that come to lie between the blocks and keep them apart.
 
 On the CPU a training holds more than its tensors: a freed block can be used again only by what fits into it. How much
 more depends on the order in which blocks come and go, so it is played through (malloc/malloc.c of glibc 2.3x; the names

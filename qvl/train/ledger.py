@@ -34,7 +34,7 @@ class Ledger(TorchDispatchMode):
         """
         Args:
             labelled: how many labels are found where labels are looked for (there are no values to look at).
-            heap: where storages lie; peaks are then what it holds. None = they take what they are.
+            heap: where storages lie, if they lie in one.
         """
         super().__init__()
         self.purpose = "model"
@@ -43,6 +43,7 @@ class Ledger(TorchDispatchMode):
         """Storage -> bytes, purpose, block of the heap."""
         self._heap = heap
         self._now = self._peak = 0
+        self._most = self._most_held = 0
         self._weights: set[int] = set()
         self._outer: list[str] = []
 
@@ -65,7 +66,9 @@ class Ledger(TorchDispatchMode):
             return
         self._held[key] = storage.nbytes(), purpose, self._heap.take(storage.nbytes()) if self._heap else 0
         self._now += storage.nbytes()
-        self._peak = max(self._peak, self._taken)
+        self._peak = max(self._peak, self._now)
+        self._most = max(self._most, self._now)
+        self._most_held = max(self._most_held, self._heap.held if self._heap else self._now)
         weakref.finalize(storage, self._leave, key)
 
     def _leave(self, key: int) -> None:
@@ -75,8 +78,9 @@ class Ledger(TorchDispatchMode):
             self._heap.give(block)
 
     @property
-    def _taken(self) -> int:
-        return self._heap.held if self._heap else self._now
+    def slack(self) -> int:
+        """By how much the most that the heap held was more than the most that the storages were."""
+        return self._most_held - self._most
 
     def follow(self, model: VisionLanguageModel) -> None:
         """Books what a part computes to that part, and smaller copies of the weights apart."""
@@ -102,7 +106,7 @@ class Ledger(TorchDispatchMode):
     @contextmanager
     def phase(self, name: Phase, peaks: dict[Phase, int]) -> Iterator[None]:
         """Notes the most that is held in the meantime."""
-        self._peak = self._taken
+        self._peak = self._now
         with self.counts("text" if name == "forward pass" else name):
             yield
         peaks[name] = max(self._peak, peaks.get(name, 0))

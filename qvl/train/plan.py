@@ -53,8 +53,7 @@ def plan_stage(
     """
     costs = StageCosts(config, recipe, stage, mix, device)
     pictures = mix.pictures(config, budget)
-    count = _fill(pictures, mix, costs.room)
-    pack = mix.pack(pictures, max(1, count))
+    pack, count = full_pack(costs, pictures)
     memory = costs.memory(pack)
     flops = costs.flops(pack)
     rate = device.flops * device.utilisation * device.count
@@ -74,6 +73,13 @@ def plan_stage(
         largest_pixels=pixels,
         problem=_problem(costs, pictures, memory, largest, pixels),
     )
+
+
+def full_pack(costs: StageCosts, pictures: tuple[Picture | None, ...]) -> tuple[PackShape, int]:
+    """What the recipe's limits let into a pack, and how many samples that are (0: one is too large, and stands for it
+    all the same)."""
+    count = _fill(pictures, costs.mix, costs.room)
+    return costs.mix.pack(pictures, max(1, count)), count
 
 
 def _fill(pictures: tuple[Picture | None, ...], mix: Mix, room: PackLimits) -> int:
@@ -99,7 +105,7 @@ def _problem(
     if memory.peak <= usable:
         return ""
     need = f"a step needs {gib(memory.peak)}, {USABLE:.0%} of the device are {gib(usable)}"
-    again = " (or --set parallel.recompute=full)" if costs.recipe.parallel.recompute == "none" else ""
+    again = _or_else(costs, memory)
     if largest:
         return f"{need}: set tokens_per_pack to {largest:,} or less{again}"
     if pixels:
@@ -114,6 +120,16 @@ def _problem(
         f"parameters, gradients and optimizer alone take {gib(memory.lasting)}, {USABLE:.0%} of the device are "
         f"{gib(usable)}: {_less(costs)}"
     )
+
+
+def _or_else(costs: StageCosts, memory: StepMemory) -> str:
+    """Other ways out than smaller packs, in brackets; empty if there are none."""
+    ways = []
+    if costs.recipe.parallel.recompute == "none":
+        ways.append("--set parallel.recompute=full")
+    if not memory.copy_aside and memory.copy > 0 and memory.peak - memory.copy <= costs.device.usable:
+        ways.append("--set save_in_background=false")
+    return f" (or {' or '.join(ways)})" if ways else ""
 
 
 def _less(costs: StageCosts) -> str:

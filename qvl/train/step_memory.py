@@ -11,7 +11,7 @@ family are counted because they are run. What kernels hold inside while they com
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -23,6 +23,7 @@ from qvl.batch import Batch
 from qvl.models.vlm import VisionLanguageModel
 from qvl.train.blocks import blocks_of
 from qvl.train.config import OptimConfig, Part
+from qvl.train.heap import Heap
 from qvl.train.ledger import COPIES, Ledger, Phase
 from qvl.train.optim import Optimizers, part_of
 
@@ -90,10 +91,17 @@ class StepMemory:
     """The most that is held at once in each phase, parameters and optimizer included."""
     gathered: int = 0
     """Whole weights of the blocks at hand, where devices hold pieces."""
+    slack: int = 0
+    """Freed blocks that nothing fits into (`heap`)."""
+    copy: int = 0
+    """Of what a saved state holds, while it is written beside training (`saver`)."""
+    copy_aside: bool = False
+    """The copy lies in the processor's memory, the rest in a GPU's."""
 
     @property
     def peak(self) -> int:
-        return max(self.peaks.values())
+        """The most at once, if a state is saved at that time."""
+        return max(self.peaks.values()) + self.slack + (0 if self.copy_aside else self.copy)
 
     @property
     def peak_when(self) -> Phase:
@@ -118,6 +126,9 @@ def step_memory(
     shard: int = 1,
     whole_gradients: bool = True,
     summed: bool = False,
+    cpu: bool = False,
+    constant: Callable[[VisionLanguageModel], Collection[str]] | None = None,
+    writers: int = 1,
 ) -> StepMemory:
     """Bytes of one optimizer step over `accumulate` packs like `pack`.
 
@@ -129,13 +140,17 @@ def step_memory(
         shard: devices that hold weights, gradients and optimizer state in pieces (FSDP2).
         whole_gradients: with `shard`, gradients are held whole until the last pack.
         summed: devices hold everything and sum their gradients, for which each takes a copy.
+        cpu: the device is a processor: its memory is the C library's, and holds the copy for a saved state too.
+        constant: names of parameters that a saved state need not copy; None = states are not written beside training.
+        writers: devices that hold the same and share out the writing of it.
 
     Raises:
         ValueError: as `optim.freeze`.
     """
-    with FakeTensorMode(), Ledger(pack.targets) as ledger:
+    with FakeTensorMode(), Ledger(pack.targets, Heap() if cpu else None) as ledger:
         with torch.no_grad():
             model = build().train()
+        saved = _saved(model, constant)  # first: to find out changes what is frozen
         optimizers = Optimizers(model, trains, optim, frozen)
         with ledger.counts("batch"):
             batch = pack.batch(model.config.text.rope_axes, model.config.vision.patch_values)
@@ -149,17 +164,18 @@ def step_memory(
         gradients = _by_part((name, p.grad) for name, p in model.named_parameters() if p.grad is not None)
         with ledger.phase("optimizer step", peaks):
             optimizers.step(0.5)  # makes its state
-    later = _later(peaks, optimizers)
-    if summed:
-        later["optimizer step"] += sum(gradients.values())
+    optimizer = _state_by_part(model, optimizers)
     found = StepMemory(
         parameters=_by_part(model.named_parameters()),
         gradients=gradients,
-        optimizer=_state_by_part(model, optimizers),
+        optimizer=optimizer,
         activations={part: kept[part] for part in PARTS},
         copies=kept[COPIES],
         batch=kept["batch"],
-        peaks=later,
+        peaks=_later(peaks, sum(optimizer.values()), sum(gradients.values()) if summed else 0),
+        slack=ledger.slack,
+        copy=(saved + sum(optimizer.values())) // (writers * shard) if constant else 0,
+        copy_aside=not cpu,
     )
     return found if shard == 1 else _in_pieces(found, model, shard, accumulate > 1 and whole_gradients, bfloat16)
 
@@ -180,15 +196,19 @@ def _passes(
     return peaks, kept
 
 
+def _saved(model: VisionLanguageModel, constant: Callable[[VisionLanguageModel], Collection[str]] | None) -> int:
+    """Bytes of the parameters that each saved state holds."""
+    left_out = constant(model) if constant else ()
+    return sum(p.nbytes for name, p in model.named_parameters() if name not in left_out)
+
+
 def _drop(p: Tensor) -> None:
     p.grad = None
 
 
-def _later(peaks: Mapping[Phase, int], optimizers: Optimizers) -> dict[Phase, int]:
-    """In later steps the optimizer's state is there from the beginning."""
-    states = (v for optimizer in optimizers.all for state in optimizer.state.values() for v in state.values())
-    size = sum(v.nbytes for v in states if isinstance(v, Tensor))
-    return {phase: peak + (size if phase != "optimizer step" else 0) for phase, peak in peaks.items()}
+def _later(peaks: Mapping[Phase, int], states: int, summed: int) -> dict[Phase, int]:
+    """In later steps the optimizer's state is there from the beginning; `summed` comes on top when it steps."""
+    return {phase: peak + (summed if phase == "optimizer step" else states) for phase, peak in peaks.items()}
 
 
 def _in_pieces(

@@ -65,7 +65,9 @@ def test_what_fits() -> None:
     assert (plan.samples_per_pack, plan.pack.tokens) == (12, 12 * 80 + 6 * 98 + 6 * 66)
     assert plan.pack.patches == 12 * 256 + 6 * 128
     assert plan.pack.targets == 12 * 20
-    assert plan.memory.peak == max(plan.memory.peaks.values()) > plan.memory.lasting
+    most = max(plan.memory.peaks.values())
+    assert plan.memory.peak == most + plan.memory.slack + plan.memory.copy > plan.memory.lasting
+    assert plan.memory.copy == sum(map(sum, (m.values() for m in (plan.memory.parameters, plan.memory.optimizer))))
     eight = planned(stage=replace(STAGE, accumulate=16), count=8)
     assert eight.flops.total == 16 * plan.flops.total
     assert eight.seconds == pytest.approx(16 * plan.flops.total / 8 / 0.5e12)
@@ -86,6 +88,14 @@ def test_a_pack_that_is_too_large() -> None:
     # 187 of patch rows. A real step takes 876 and 1,254 MB by the allocator's own account, 0.70.
     assert again.memory.peak < 0.75 * plan.memory.peak
     assert sum(again.memory.activations.values()) < 0.4 * sum(plan.memory.activations.values())
+
+
+def test_without_the_copy_for_saved_states() -> None:
+    plan = planned()
+    almost = int((plan.memory.peak - plan.memory.copy // 2) / 0.9)
+    with_copy, without = planned(almost), planned(almost, save_in_background=False)
+    assert "or --set save_in_background=false" in with_copy.problem
+    assert (without.problem, without.memory.copy) == ("", 0)
 
 
 def test_a_picture_that_is_too_large() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -19,9 +21,13 @@ from qvl.models.qwen_vl.config import PRESETS, QwenVLConfig
 from qvl.models.registry import build_model
 from qvl.models.vlm import VisionLanguageModel
 from qvl.train.blocks import blocks_of, recompute_block
-from qvl.train.config import OptimConfig, Part
+from qvl.train.config import OptimConfig, Part, StageConfig
 from qvl.train.loss import token_losses
-from qvl.train.optim import Optimizers
+from qvl.train.optim import Optimizers, untouched
+from qvl.train.ranks import Ranks
+from qvl.train.saved import Point
+from qvl.train.saver import Saver
+from qvl.train.shards import on_cpu
 from qvl.train.step_memory import PackShape, StepMemory, step_memory
 
 RELEASED = Qwen2VLConfig(
@@ -178,6 +184,36 @@ def test_adapters_and_frozen_names() -> None:
     assert found.activations["vision"] < 0.1 * whole.activations["vision"], "nothing below the adapters learns"
     held = counted(RELEASED, frozen=("visual.blocks.*", "embed.*"))
     assert held.gradients["text"] == whole.gradients["text"] - 4 * 300 * 96
+
+
+def test_the_copy_for_a_saved_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the saver really copies: weights that some stage trains, and the states of this stage's optimizers."""
+    stages = tuple(
+        StageConfig(name, trains, 1.0) for name, trains in (("one", ("merger",)), ("two", ("merger", "text")))
+    )
+    model = build_model(RELEASED).train()
+    constant = untouched(model, stages)
+    optimizers = Optimizers(model, ("merger",), OptimConfig())
+    losses(model, real_batch(pack_for(RELEASED), model)).sum().backward()
+    optimizers.step(0.5)
+    copied: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        copied.append(tensor)
+        return on_cpu(tensor)
+
+    monkeypatch.setattr("qvl.train.saver.on_cpu", keep)
+    with Saver(tmp_path, Ranks(), [f"model/{name}" for name in constant]) as saver:
+        saver.save(model, optimizers.all, Point(("one", "two"), 0, True, 1, 0.0, 0.0, ((0, ()),)))
+    real = sum(t.nbytes for t in copied) - torch.get_rng_state().nbytes
+    options = {"trains": ("merger",), "constant": partial(untouched, stages=stages)}
+    found = counted(RELEASED, **options, cpu=True)  # type: ignore[arg-type]
+    assert found.copy == real > 0
+    assert found.peak == max(found.peaks.values()) + found.slack + real
+    assert counted(RELEASED, ("merger",)).copy == 0, "states are not written beside training"
+    gpu = counted(RELEASED, **options)  # type: ignore[arg-type]
+    assert (gpu.copy, gpu.peak) == (real, max(gpu.peaks.values())), "the copy lies in the processor's memory"
+    assert counted(RELEASED, **options, writers=4).copy == real // 4  # type: ignore[arg-type]
 
 
 def test_more_packs_and_more_tokens_take_more() -> None:

@@ -86,7 +86,7 @@ class WorldConfig:
     picture."""
 
     words_side: int = 0
-    """Told grids have so many words a side, however large the scene (Qwen-VL: the root of its queries); 0: see `medium`."""
+    """A told grid has so many words a side, however large the scene (0: see `medium`); `queries` of a recipe says it."""
 
     chinese_font: str = ""
     """Path of a font with Chinese characters for OCR pictures (`ocr.find_chinese_font` looks for one); without it,
