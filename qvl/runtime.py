@@ -71,9 +71,10 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qvl"
 
 
-def kernels_wanted() -> bool:
-    """`QVL_KERNELS=0`: compute by torch alone, without the kernels that are compiled on first use."""
-    return os.environ.get("QVL_KERNELS", "") != "0"
+def kernels_wanted() -> str:
+    """`QVL_KERNELS`: the instruction set of the kernels that are compiled on first use (`avx512`, `avx2`); `0` to
+    compute by torch alone; empty for the best the processor has."""
+    return os.environ.get("QVL_KERNELS", "")
 
 
 def set_up_logging(level: int = logging.INFO) -> None:

@@ -21,7 +21,7 @@ SIZES = Qwen2VLConfig(
     max_positions=1024,
     tie_embeddings=True,
 )
-needs_kernels = pytest.mark.skipif(not ops.available(), reason="no compiler, or no AVX512-bf16")
+needs_kernels = pytest.mark.skipif(not ops.available(), reason="no compiler, or neither AVX512-bf16 nor AVX2")
 
 
 def made(tokenizer: Tokenizer) -> Qwen2VL:

@@ -178,9 +178,10 @@ def _fresh_library() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("cpu_flags", lambda: frozenset({"avx2"}), "this processor has no avx512f"),
+        ("cpu_flags", lambda: frozenset({"avx2"}), "this processor has no fma;"),
+        ("cpu_flags", lambda: frozenset({"fma", "avx512f"}), "this processor has no avx2;"),
         ("_compiler", lambda: None, r"there is no compiler \(g\+\+, c\+\+, clang\+\+\)"),
-        ("kernels_wanted", lambda: False, "QVL_KERNELS=0"),
+        ("kernels_wanted", lambda: "0", "QVL_KERNELS=0"),
         ("_FLAGS", ["--no-such-flag"], "they could not be compiled"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Kernels for processors with AVX512-bf16: compiled on first use, never required."""
+"""Kernels for processors with AVX512-bf16, or AVX2 and FMA: compiled on first use, never required."""

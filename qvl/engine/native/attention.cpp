@@ -10,28 +10,27 @@
 #include <cmath>
 #include <type_traits>
 
-#include "common.h"
+#ifdef __AVX512BF16__
+#include "attention_avx512.h"
+#else
+#include "attention_avx2.h"
+#endif
 
 namespace {
 
-constexpr int kCell = 16;        // keys
-constexpr int kBlock = 16;       // cells
-constexpr int kTile = 6;         // rows whose scores are computed together
-constexpr int kRows = 96;        // rows that walk over the keys together
-constexpr int kMaxHead = 256;
 constexpr float kLog2e = 1.44269504f;
 
 // Up to kRows queries: where each lies, how many keys it sees, and what has come together for it.
-struct Rows {
-  const bf16* q[kRows];
+struct Rows : Queries {
+  const Factor* q[kRows];
   bf16* out[kRows];
   int64_t sees[kRows];
   int count = 0;
   float top[kRows], sum[kRows];
   alignas(64) float acc[kRows * kMaxHead];
 
-  void add(const bf16* from, bf16* to, int64_t keys) {
-    q[count] = from;
+  void add(const bf16* from, bf16* to, int64_t keys, int head) {
+    q[count] = query(from, count, head);
     out[count] = to;
     sees[count++] = keys;
   }
@@ -39,96 +38,38 @@ struct Rows {
 
 inline int clamp_cells(int64_t keys) { return (int)std::min<int64_t>(kBlock, (keys + kCell - 1) / kCell); }
 
-template <int MR, int NC>
-void scores(const bf16* const* q, int head, const bf16* const* keys, float (*s)[kBlock * kCell]) {
-  __m512 acc[MR][NC];
-  for (int i = 0; i < MR; i++)
-    for (int c = 0; c < NC; c++) acc[i][c] = _mm512_setzero_ps();
-  for (int h = 0; h < head / 2; h++) {
-    __m512bh k[NC];
-    for (int c = 0; c < NC; c++) k[c] = load(keys[c] + 32 * h);
-    for (int i = 0; i < MR; i++) {
-      int pair;
-      __builtin_memcpy(&pair, q[i] + 2 * h, 4);
-      __m512bh a = (__m512bh)_mm512_set1_epi32(pair);
-      for (int c = 0; c < NC; c++) acc[i][c] = _mm512_dpbf16_ps(acc[i][c], a, k[c]);
-    }
-  }
-  for (int i = 0; i < MR; i++)
-    for (int c = 0; c < NC; c++) _mm512_store_ps(s[i] + kCell * c, acc[i][c]);
-}
-
-// exp of the scores, less the largest so far, as bfloat16; returns by what earlier sums shrink.
-inline float weigh(const float* s, int cells, int64_t visible, float scale, float& top, float& sum, bf16* p) {
-  __m512 best = _mm512_set1_ps(-INFINITY);
+// exp of the scores, less the largest so far, as factors; returns by what earlier sums shrink.
+inline float weigh(const float* s, int cells, int64_t visible, float scale, float& top, float& sum, Factor* p) {
+  Vec best = all(-INFINITY);
   for (int c = 0; c < cells; c++) {
-    int64_t left = visible - kCell * c;
-    __mmask16 seen = left >= kCell ? 0xFFFF : left > 0 ? (1 << left) - 1 : 0;
-    best = _mm512_mask_max_ps(best, seen, best, _mm512_load_ps(s + kCell * c));
+    Mask seen = first_or_none(visible - kCell * c);
+    best = max_where(seen, best, load(s + kCell * c));
   }
-  float now = std::max(top, _mm512_reduce_max_ps(best) * scale);
-  __m512 offset = _mm512_set1_ps(now), factor = _mm512_set1_ps(scale), total = _mm512_setzero_ps();
+  float now = std::max(top, largest_of(best) * scale);
+  Vec offset = all(now), factor = all(scale), total = zeros();
   for (int c = 0; c < cells; c++) {
-    int64_t left = visible - kCell * c;
-    __mmask16 seen = left >= kCell ? 0xFFFF : left > 0 ? (1 << left) - 1 : 0;
-    __m512 e = exp2_16(_mm512_fmsub_ps(_mm512_load_ps(s + kCell * c), factor, offset));
-    e = _mm512_maskz_mov_ps(seen, e);
-    total = _mm512_add_ps(total, e);
-    store16(p + kCell * c, e);
+    Mask seen = first_or_none(visible - kCell * c);
+    Vec e = exp2_16(mul_sub(load(s + kCell * c), factor, offset));
+    e = keep(seen, e);
+    total = add(total, e);
+    store_factors(p + kCell * c, e);
   }
   float shrink = std::exp2(top - now);
-  sum = sum * shrink + _mm512_reduce_add_ps(total);
+  sum = sum * shrink + sum_of(total);
   top = now;
   return shrink;
-}
-
-template <int MR, int NV>
-void gather(const bf16 (*p)[kBlock * kCell], const bf16* const* values, int cells, int head, int first,
-            const float* shrink, float* acc_rows) {
-  __m512 acc[MR][NV];
-  for (int i = 0; i < MR; i++)
-    for (int v = 0; v < NV; v++)
-      acc[i][v] = _mm512_mul_ps(_mm512_load_ps(acc_rows + i * head + first + 16 * v), _mm512_set1_ps(shrink[i]));
-  for (int c = 0; c < cells; c++)
-    for (int pair = 0; pair < kCell / 2; pair++) {
-      const bf16* row = values[c] + 2 * (pair * head + first);
-      __m512bh x[NV];
-      for (int v = 0; v < NV; v++) x[v] = load(row + 32 * v);
-      for (int i = 0; i < MR; i++) {
-        int two;
-        __builtin_memcpy(&two, p[i] + kCell * c + 2 * pair, 4);
-        __m512bh w = (__m512bh)_mm512_set1_epi32(two);
-        for (int v = 0; v < NV; v++) acc[i][v] = _mm512_dpbf16_ps(acc[i][v], w, x[v]);
-      }
-    }
-  for (int i = 0; i < MR; i++)
-    for (int v = 0; v < NV; v++) _mm512_store_ps(acc_rows + i * head + first + 16 * v, acc[i][v]);
 }
 
 template <int MR>
 void tile(Rows& rows, int at, int head, float scale, const bf16* const* keys, const bf16* const* values, int cells,
           int64_t first_key) {
   alignas(64) float s[MR][kBlock * kCell];
-  alignas(64) bf16 p[MR][kBlock * kCell];
+  alignas(64) Factor p[MR][kBlock * kCell];
   float shrink[MR];
-  const bf16* const* q = rows.q + at;
-  for (int c = 0; c < cells; c += 4) {
-    float(*to)[kBlock * kCell] = (float(*)[kBlock * kCell])(&s[0][kCell * c]);
-    switch (cells - c) {
-      case 1: scores<MR, 1>(q, head, keys + c, to); break;
-      case 2: scores<MR, 2>(q, head, keys + c, to); break;
-      case 3: scores<MR, 3>(q, head, keys + c, to); break;
-      default: scores<MR, 4>(q, head, keys + c, to);
-    }
-  }
+  all_scores<MR>(rows.q + at, head, keys, cells, s);
   for (int i = 0; i < MR; i++)
     shrink[i] = weigh(s[i], cells, rows.sees[at + i] - first_key, scale, rows.top[at + i], rows.sum[at + i], p[i]);
-  float* acc = rows.acc + at * head;
-  int v = 0;
-  for (; v + 64 <= head; v += 64) gather<MR, 4>(p, values, cells, head, v, shrink, acc);
-  if (head - v == 48) gather<MR, 3>(p, values, cells, head, v, shrink, acc);
-  if (head - v == 32) gather<MR, 2>(p, values, cells, head, v, shrink, acc);
-  if (head - v == 16) gather<MR, 1>(p, values, cells, head, v, shrink, acc);
+  all_values<MR>(p, values, cells, head, shrink, rows.acc + at * head);
 }
 
 // The rows walk over the keys. `cells_of(first cell, count, keys, values)` says where cells lie.
@@ -161,9 +102,9 @@ void walk(Rows& rows, int head, float scale, F&& cells_of) {
     }
   }
   for (int i = 0; i < rows.count; i++) {
-    __m512 weight = _mm512_set1_ps(1.0f / rows.sum[i]);
+    Vec weight = all(1.0f / rows.sum[i]);
     for (int h = 0; h < head; h += 16)
-      store16(rows.out[i] + h, _mm512_mul_ps(_mm512_load_ps(rows.acc + i * head + h), weight));
+      store16(rows.out[i] + h, mul(load(rows.acc + i * head + h), weight));
   }
   rows.count = 0;
 }
@@ -230,7 +171,7 @@ extern "C" void qvl_attend_pages(const bf16* store, int64_t pages, int64_t page,
         for (int64_t g = 0; g < group; g++) {
           int64_t at = n * group + g;
           rows[0].add(q + t * q_stride + at * head, out + (t * query_heads + at) * head,
-                      past[s] + t - first_query[s] + 1);
+                      past[s] + t - first_query[s] + 1, (int)head);
           if (rows[0].count == kRows) walk(rows[0], (int)head, scale, cells_of);
         }
       if (rows[0].count) walk(rows[0], (int)head, scale, cells_of);
@@ -275,7 +216,7 @@ extern "C" void qvl_attend_segments(const bf16* q, const bf16* k, const bf16* v,
       int64_t n = (task - first_task[s]) / blocks, begin = (task - first_task[s]) % blocks * kRows;
       for (int64_t t = begin; t < std::min(begin + kRows, keys); t++) {
         int64_t row = first[s] + t;
-        rows[0].add(q + row * stride + n * head, out + (row * heads + n) * head, keys);
+        rows[0].add(q + row * stride + n * head, out + (row * heads + n) * head, keys, (int)head);
       }
       walk(rows[0], (int)head, scale, [&](int64_t at, int count, const bf16** kc, const bf16** vc) {
         for (int c = 0; c < count; c++) {

@@ -17,16 +17,30 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from qvl.runtime import cache_folder, cpu_flags, kernels_wanted
 
 _log = logging.getLogger(__name__)
 _HERE = Path(__file__).parent
-_SOURCES = ("linear.cpp", "attention.cpp", "rowwise.cpp", "packing.cpp")
-_HEADERS = ("common.h",)
-_NEEDS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi", "avx512_bf16", "fma")
+
+
+class InstructionSet(NamedTuple):
+    """What kernels are written for."""
+
+    name: str
+    """Of the values of `QVL_KERNELS`."""
+    needs: tuple[str, ...]
+    """What the processor must be able to do, in Linux' words."""
+
+
+SETS = (
+    InstructionSet("avx512", ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi", "avx512_bf16", "fma")),
+    InstructionSet("avx2", ("avx2", "fma")),
+)
+"""The fastest first."""
+_SOURCES = ("attention.cpp", "rowwise.cpp", "packing.cpp")
 _FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-w"]
-_FLAGS += ["-m" + flag.replace("_", "") for flag in _NEEDS]
 _COMPILERS = ("g++", "c++", "clang++")
 
 _I, _P, _F = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
@@ -47,45 +61,57 @@ _SIGNATURES: dict[str, list[type]] = {
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The kernels; None where they cannot be had, after a line in the log that says why."""
-    reason = _why_not()
-    if reason is None:
+    """The kernels for the best this processor can do; None where they cannot be had, after a line in the log that says
+    why.
+
+    Raises:
+        ValueError: `QVL_KERNELS` is none of those there are.
+    """
+    wanted = kernels_wanted()
+    if wanted not in ("", "0", *(s.name for s in SETS)):
+        raise ValueError(f"QVL_KERNELS={wanted}: it may be 0, {', '.join(s.name for s in SETS)} or unset")
+    chosen = [s for s in SETS if wanted in ("", s.name)]
+    fit = next((s for s in chosen if not _missing(s)), None)
+    if wanted == "0":
+        reason = "QVL_KERNELS=0"
+    elif fit is None:
+        reason = f"this processor has no {_missing(chosen[-1])[0]}"
+    elif not _compiler():
+        reason = f"there is no compiler ({', '.join(_COMPILERS)})"
+    else:
         try:
-            return _open(_built())
+            return _open(_built(fit))
         except (OSError, subprocess.SubprocessError) as error:
             reason = f"they could not be compiled ({_first_line(error)})"
     _log.info("compiled kernels are not used: %s; torch computes instead", reason)
     return None
 
 
-def _why_not() -> str | None:
-    if not kernels_wanted():
-        return "QVL_KERNELS=0"
-    missing = [flag for flag in _NEEDS if flag not in cpu_flags()]
-    if missing:
-        return f"this processor has no {missing[0]}"
-    return None if _compiler() else f"there is no compiler ({', '.join(_COMPILERS)})"
+def _missing(instructions: InstructionSet) -> list[str]:
+    return [flag for flag in instructions.needs if flag not in cpu_flags()]
 
 
 def _compiler() -> str | None:
     return next((path for name in _COMPILERS if (path := shutil.which(name))), None)
 
 
-def _built() -> Path:
+def _built(instructions: InstructionSet) -> Path:
     """Compiles, unless the same sources were compiled before. Several processes may do so at once: the file appears
     whole."""
     compiler = _compiler()
     assert compiler is not None, "asked for without a compiler"
-    key = hashlib.sha256("\0".join([compiler, *_FLAGS]).encode())
-    for name in (*_SOURCES, *_HEADERS):
-        key.update((_HERE / name).read_bytes())
+    flags = [*_FLAGS, *("-m" + flag.replace("_", "") for flag in instructions.needs)]
+    sources = [_HERE / f"linear_{instructions.name}.cpp", *(_HERE / name for name in _SOURCES)]
+    key = hashlib.sha256("\0".join([compiler, *flags]).encode())
+    for file in (*sources, *sorted(_HERE.glob("*.h"))):
+        key.update(file.read_bytes())
     folder = cache_folder() / "kernels"
-    file = folder / f"qvl-{key.hexdigest()[:16]}.so"
+    file = folder / f"qvl-{instructions.name}-{key.hexdigest()[:16]}.so"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as work:
             made = Path(work) / "kernels.so"
-            command = [compiler, *_FLAGS, "-o", str(made), *(str(_HERE / name) for name in _SOURCES)]
+            command = [compiler, *flags, "-o", str(made), *map(str, sources)]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
             os.replace(made, file)
     return file

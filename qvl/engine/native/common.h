@@ -5,7 +5,6 @@
 
 #pragma once
 
-#include <immintrin.h>
 #include <omp.h>
 
 #include <algorithm>
@@ -13,7 +12,11 @@
 #include <cstdlib>
 #include <memory>
 
-typedef uint16_t bf16;
+#ifdef __AVX512BF16__
+#include "avx512.h"
+#else
+#include "avx2.h"
+#endif
 
 struct Free {
   void operator()(void* p) const { std::free(p); }
@@ -27,59 +30,9 @@ static Buffer<T> make_buffer(int64_t count) {
   return Buffer<T>((T*)std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64));
 }
 
-static inline __m512bh load(const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }
-
-static inline __m512bh load_first(const bf16* p, int count) {
-  return (__m512bh)_mm512_maskz_loadu_epi16((1u << count) - 1, p);
-}
-
-static inline __m512 widen(__m256i v) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
-}
-
-static inline __m512 load16(const bf16* p) { return widen(_mm256_loadu_si256((const __m256i*)p)); }
-
-static inline __m512 load16_first(const bf16* p, __mmask16 mask) {
-  return widen(_mm256_maskz_loadu_epi16(mask, p));
-}
-
-static inline void store16(bf16* p, __m512 v) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(v)); }
-
-static inline void store16_first(bf16* p, __m512 v, __mmask16 mask) {
-  _mm256_mask_storeu_epi16(p, mask, (__m256i)_mm512_cvtneps_pbh(v));
-}
-
-static inline __m512 round16(__m512 v) { return widen((__m256i)_mm512_cvtneps_pbh(v)); }
-
 static inline float widen1(bf16 v) {
   uint32_t bits = (uint32_t)v << 16;
   float f;
   __builtin_memcpy(&f, &bits, 4);
   return f;
-}
-
-static inline bf16 narrow1(float f) { return (bf16)_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(f)), 0); }
-
-// The sums of four vectors, side by side.
-static inline __m128 sum4(__m512 a, __m512 b, __m512 c, __m512 d) {
-  __m512d ab = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
-  __m512d cd = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)));
-  __m512 s = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
-  __m256 h = _mm256_add_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps(s, 1));
-  return _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
-}
-
-// 2^x; relative error 2e-7. -inf and everything below -126 become 0 or next to it.
-static inline __m512 exp2_16(__m512 x) {
-  x = _mm512_max_ps(_mm512_set1_ps(-140.0f), x);  // in this order not-a-number stays what it is
-  __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  __m512 f = _mm512_sub_ps(x, n);
-  __m512 p = _mm512_set1_ps(1.54035304e-4f);
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.33335581e-3f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.61812911e-3f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.55041087e-2f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.40226507e-1f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.93147181e-1f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
-  return _mm512_scalef_ps(p, n);
 }

@@ -10,14 +10,9 @@ namespace {
 constexpr int kBlock8 = 64, kBlock4 = 128;
 constexpr float kShrinks[] = {1.0f, 0.95f, 0.9f, 0.85f, 0.8f};
 
-inline __m512 rounded(__m512 v) {
-  return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
-
 // Numbers at ... of a row, zeros beyond its end.
-inline __m512 take(const bf16* row, int64_t at, int64_t inputs) {
-  int64_t left = inputs - at;
-  return load16_first(row + at, left >= 16 ? 0xFFFF : left > 0 ? (1 << left) - 1 : 0);
+inline Vec take(const bf16* row, int64_t at, int64_t inputs) {
+  return load16_first(row + at, first_or_none(inputs - at));
 }
 
 // The best scale of one group and its codes less 8.
@@ -34,21 +29,21 @@ bf16 fit(const float* values, int group, float* codes) {
       std::fill(codes, codes + group, 0.0f);
       return narrow;
     }
-    __m512 by = _mm512_set1_ps(scale), total = _mm512_setzero_ps();
-    __m512 found[kBlock4 / 16];
+    Vec by = all(scale), total = zeros();
+    Vec found[kBlock4 / 16];
     for (int i = 0; i < group / 16; i++) {
-      __m512 v = _mm512_load_ps(values + 16 * i);
-      __m512 c = rounded(_mm512_div_ps(v, by));
-      c = _mm512_max_ps(_mm512_min_ps(c, _mm512_set1_ps(7)), _mm512_set1_ps(-8));
-      __m512 off = _mm512_sub_ps(_mm512_mul_ps(c, by), v);
-      total = _mm512_fmadd_ps(off, off, total);
+      Vec v = load(values + 16 * i);
+      Vec c = nearest(div(v, by));
+      c = max(min(c, all(7)), all(-8));
+      Vec off = sub(mul(c, by), v);
+      total = mul_add(off, off, total);
       found[i] = c;
     }
-    float error = _mm512_reduce_add_ps(total);
+    float error = sum_of(total);
     if (error < best_error) {
       best_error = error;
       best = narrow;
-      for (int i = 0; i < group / 16; i++) _mm512_store_ps(codes + 16 * i, found[i]);
+      for (int i = 0; i < group / 16; i++) store(codes + 16 * i, found[i]);
     }
   }
   return best;
@@ -61,15 +56,15 @@ extern "C" void qvl_pack8(const bf16* weights, int64_t rows, int64_t inputs, int
 #pragma omp parallel for num_threads(threads)
   for (int64_t r = 0; r < rows; r++) {
     const bf16* row = weights + r * inputs;
-    __m512 most = _mm512_setzero_ps();
-    for (int64_t i = 0; i < inputs; i += 16) most = _mm512_max_ps(most, _mm512_abs_ps(take(row, i, inputs)));
-    float scale = std::max(_mm512_reduce_max_ps(most) / 127, 1e-20f);
+    Vec most = zeros();
+    for (int64_t i = 0; i < inputs; i += 16) most = max(most, abs(take(row, i, inputs)));
+    float scale = std::max(largest_of(most) / 127, 1e-20f);
     scales[r] = scale;
     for (int64_t block = 0; block < padded; block += kBlock8) {
       alignas(64) int32_t integers[kBlock8];
       for (int i = 0; i < kBlock8; i += 16) {
-        __m512 v = rounded(_mm512_div_ps(take(row, block + i, inputs), _mm512_set1_ps(scale)));
-        _mm512_store_si512(integers + i, _mm512_cvtps_epi32(v));
+        Vec v = nearest(div(take(row, block + i, inputs), all(scale)));
+        store_integers(integers + i, v);
       }
       for (int half = 0; half < 2; half++)
         for (int i = 0; i < 32; i++) {
@@ -87,7 +82,7 @@ extern "C" void qvl_pack4(const bf16* weights, int64_t rows, int64_t inputs, int
     for (int64_t block = 0; block < padded; block += kBlock4) {
       alignas(64) float values[kBlock4], codes[kBlock4];
       for (int i = 0; i < kBlock4; i += 16)
-        _mm512_store_ps(values + i, take(weights + r * inputs, block + i, inputs));
+        store(values + i, take(weights + r * inputs, block + i, inputs));
       for (int i = 0; i < kBlock4; i += (int)group)
         scales[(r * padded + block + i) / group] = fit(values + i, (int)group, codes + i);
       uint8_t* to = data + (r * padded + block) / 2;

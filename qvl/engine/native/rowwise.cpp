@@ -9,12 +9,10 @@ namespace {
 
 constexpr float kLog2e = 1.44269504f;
 
-inline __mmask16 first(int64_t count) { return count >= 16 ? 0xFFFF : (1 << count) - 1; }
-
 // x * sigmoid(rate * x)
-inline __m512 gated(__m512 x, float rate) {
-  __m512 e = exp2_16(_mm512_mul_ps(x, _mm512_set1_ps(-rate * kLog2e)));
-  return _mm512_div_ps(x, _mm512_add_ps(e, _mm512_set1_ps(1.0f)));
+inline Vec gated(Vec x, float rate) {
+  Vec e = exp2_16(mul(x, all(-rate * kLog2e)));
+  return div(x, add(e, all(1.0f)));
 }
 
 }  // namespace
@@ -24,16 +22,16 @@ extern "C" void qvl_rms_norm(const bf16* x, const bf16* weight, bf16* out, int64
 #pragma omp parallel for num_threads(rows > 16 ? threads : 1)
   for (int64_t r = 0; r < rows; r++) {
     const bf16* from = x + r * width;
-    __m512 total = _mm512_setzero_ps();
+    Vec total = zeros();
     for (int64_t i = 0; i < width; i += 16) {
-      __m512 v = load16_first(from + i, first(width - i));
-      total = _mm512_fmadd_ps(v, v, total);
+      Vec v = load16_first(from + i, first(width - i));
+      total = mul_add(v, v, total);
     }
-    __m512 by = _mm512_set1_ps(1.0f / std::sqrt(_mm512_reduce_add_ps(total) / width + eps));
+    Vec by = all(1.0f / std::sqrt(sum_of(total) / width + eps));
     for (int64_t i = 0; i < width; i += 16) {
-      __mmask16 m = first(width - i);
-      __m512 v = round16(_mm512_mul_ps(load16_first(from + i, m), by));
-      store16_first(out + r * width + i, _mm512_mul_ps(v, load16_first(weight + i, m)), m);
+      Mask m = first(width - i);
+      Vec v = round16(mul(load16_first(from + i, m), by));
+      store16_first(out + r * width + i, mul(v, load16_first(weight + i, m)), m);
     }
   }
 }
@@ -47,11 +45,11 @@ extern "C" void qvl_rotate(bf16* x, int64_t stride, const float* cos, const floa
     for (int64_t n = 0; n < heads; n++) {
       bf16* a = x + r * stride + n * head;
       for (int64_t i = 0; i < half; i += 16) {
-        __mmask16 m = first(half - i);
-        __m512 p = load16_first(a + i, m), q = load16_first(a + half + i, m);
-        __m512 c = _mm512_maskz_loadu_ps(m, cos + r * half + i), s = _mm512_maskz_loadu_ps(m, sin + r * half + i);
-        store16_first(a + i, _mm512_fmsub_ps(p, c, _mm512_mul_ps(q, s)), m);
-        store16_first(a + half + i, _mm512_fmadd_ps(q, c, _mm512_mul_ps(p, s)), m);
+        Mask m = first(half - i);
+        Vec p = load16_first(a + i, m), q = load16_first(a + half + i, m);
+        Vec c = load_first(cos + r * half + i, m), s = load_first(sin + r * half + i, m);
+        store16_first(a + i, mul_sub(p, c, mul(q, s)), m);
+        store16_first(a + half + i, mul_add(q, c, mul(p, s)), m);
       }
     }
 }
@@ -61,9 +59,9 @@ extern "C" void qvl_swiglu(const bf16* gate_up, bf16* out, int64_t rows, int64_t
 #pragma omp parallel for num_threads(rows > 4 ? threads : 1)
   for (int64_t r = 0; r < rows; r++)
     for (int64_t i = 0; i < width; i += 16) {
-      __mmask16 m = first(width - i);
+      Mask m = first(width - i);
       const bf16* from = gate_up + 2 * r * width + i;
-      __m512 v = _mm512_mul_ps(gated(load16_first(from, m), 1.0f), load16_first(from + width, m));
+      Vec v = mul(gated(load16_first(from, m), 1.0f), load16_first(from + width, m));
       store16_first(out + r * width + i, v, m);
     }
 }
@@ -72,7 +70,7 @@ extern "C" void qvl_swiglu(const bf16* gate_up, bf16* out, int64_t rows, int64_t
 extern "C" void qvl_quick_gelu(bf16* x, int64_t count, int threads) {
 #pragma omp parallel for num_threads(count > 1 << 14 ? threads : 1)
   for (int64_t i = 0; i < count; i += 16) {
-    __mmask16 m = first(count - i);
+    Mask m = first(count - i);
     store16_first(x + i, gated(load16_first(x + i, m), 1.702f), m);
   }
 }
