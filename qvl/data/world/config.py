@@ -86,7 +86,7 @@ class WorldConfig:
     picture."""
 
     words_side: int = 0
-    """A told grid has so many words a side, however large the scene (0: see `medium`); `queries` of a recipe says it."""
+    """Words a side of a told grid, whatever the scene's size (0: see `medium`). A recipe's `queries` sets it."""
 
     chinese_font: str = ""
     """Path of a font with Chinese characters for OCR pictures (`ocr.find_chinese_font` looks for one); without it,
