@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from qvl.runtime import cpu_flags
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 TABLES = HERE / "RESULTS.md"
@@ -22,6 +24,8 @@ _HEAD = """# Results
 Every table is drawn from `bench/results/*.jsonl` by `bench/record.py`: the newest row of each case, machine and torch.
 Older rows stay in those files. Numbers of different machines are not comparable; ratios within a row are.
 """
+_VECTORS = {"avx512_bf16": "AVX512-bf16", "avx512f": "AVX512", "avx2": "AVX2"}
+"""Flag -> name, the widest first."""
 
 
 def record(name: str, row: Mapping[str, object]) -> dict[str, object]:
@@ -50,12 +54,13 @@ def record(name: str, row: Mapping[str, object]) -> dict[str, object]:
 
 
 def machine() -> str:
-    """Processor and number of cores, and the accelerator if there is one: `AMD EPYC, 2 cores`."""
+    """Processor, its vectors, number of cores, and the accelerator if there is one: `AMD EPYC (AVX2), 2 cores`."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = f"{names[0]}, {len(names)} cores" if names else cpu
+        vectors = next((name for flag, name in _VECTORS.items() if flag in cpu_flags()), "no AVX2")
+        cpu = f"{names[0]} ({vectors}), {len(names)} cores" if names else cpu
     return f"{cpu}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else cpu
 
 
