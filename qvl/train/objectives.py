@@ -26,6 +26,8 @@ words is cheap. (At 20 a cosine of 0.5 is enough to win, and a language model th
 again.)"""
 _TOLD_NOISE = 0.25
 """Length of the noise on a told word, relative to the word's."""
+_MEASURED_WORDS = 256
+"""Words, spread over the vocabulary, that say how long a word vector is."""
 _LENGTH_WEIGHT = 0.1
 """Weight of the vision tokens' length beside the match."""
 
@@ -97,7 +99,8 @@ def _words_as_vision(model: VisionLanguageModel, batch: Batch, place: float) -> 
     if model.training:
         size = words_MD.detach().norm(dim=-1, keepdim=True) * words_MD.shape[-1] ** -0.5
         words_MD = words_MD + _TOLD_NOISE * size * torch.randn_like(words_MD)
-    return words_MD + _mark(model, batch) + _place(model, batch, place)
+    words_MD = words_MD + _mark(model, batch)
+    return words_MD + _place(model, batch, place) if place else words_MD
 
 
 def _place(model: VisionLanguageModel, batch: Batch, length: float) -> Tensor:
@@ -105,8 +108,10 @@ def _place(model: VisionLanguageModel, batch: Batch, length: float) -> Tensor:
 
     Rotary positions are relative: without this a decoder that has found a thing has not found its place.
     """
-    unit = model.embed.weight.detach().norm(dim=1).mean()
-    return length * unit * place_vectors(model.places(batch), model.config.text.width)
+    vocabulary = model.config.vocab_size
+    some_A = torch.arange(0, vocabulary, -(-vocabulary // _MEASURED_WORDS), device=batch.tokens_T.device)
+    word = model.embed(some_A).detach().norm(dim=1).mean()  # looked up, as the mark is
+    return length * word * place_vectors(model.places(batch), model.config.text.width)
 
 
 def _mark(model: VisionLanguageModel, batch: Batch) -> Tensor:
@@ -156,7 +161,9 @@ class Match(Objective):
         words_A, word_M = tokens_M[told].unique(return_inverse=True)
         mark_D = _mark(model, batch).detach()
         words_AD = model.embed(words_A).detach()
-        seen_MD = seen_MD - mark_D - _place(model, batch, self._place)[~told]
+        seen_MD = seen_MD - mark_D
+        if self._place:
+            seen_MD = seen_MD - _place(model, batch, self._place)[~told]
         lengths = seen_MD.norm(dim=-1) / words_AD.norm(dim=-1).mean()
         scores_MA = _SCALE * F.normalize(seen_MD, dim=-1) @ F.normalize(words_AD, dim=-1).T
         return F.cross_entropy(scores_MA, word_M, reduction="none") + _LENGTH_WEIGHT * lengths.log().square()

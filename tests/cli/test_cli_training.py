@@ -27,6 +27,7 @@ SIGHT = """\
     share: 1
     steps: 2
     objective: match
+    place: 0.6
     evaluate: false
     tokens_per_pack: 400
     world: {medium: both, turns: 1, tasks: {background: 1}}
