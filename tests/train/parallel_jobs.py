@@ -139,6 +139,7 @@ def train(case: Case, ranks: Ranks | None = None) -> dict[str, Any]:
             optimizers.step((step + 1) / case.steps)
     told["weights"] = {n: p.detach().clone() for n, p in parallel.whole_model().named_parameters()}
     told["dtypes"] = {str(p.dtype) for p in model.parameters()}
+    told["compiled"] = torch._dynamo.utils.counters["stats"]["unique_graphs"] if case.layout.compile else 0
     return told
 
 
