@@ -1,7 +1,9 @@
-// The products of attention by AVX2 and FMA: keys and values are widened to float32 in registers, once for a tile of rows;
-// what they are multiplied by is float32 already. Each sum takes one product after the other, whatever the tile.
+// The products of attention by AVX2 and FMA: keys and values are widened to float32 in registers, once for a tile of
+// rows; what they are multiplied by is float32 already. Each sum takes one product after the other, whatever the tile.
 
 #pragma once
+
+#include <type_traits>
 
 #include "attention.h"
 
@@ -26,18 +28,25 @@ struct Queries {
 template <int MR>
 constexpr int kWide = MR >= 4 ? 2 : MR >= 2 ? 4 : 8;
 
-// acc[i][v] += a(i, 0) * first of the pairs of b[v] + a(i, 1) * second of them.
-template <int MR, int NV, typename A>
-inline void add_pairs(__m256 (&acc)[MR][NV], A&& a, const __m256i (&b)[NV]) {
-  for (int e = 0; e < 2; e++) {
-    __m256 wide[NV];
-    for (int v = 0; v < NV; v++)
-      wide[v] = (__m256)(e ? _mm256_and_si256(b[v], _mm256_set1_epi32(0xFFFF0000)) : _mm256_slli_epi32(b[v], 16));
-    for (int i = 0; i < MR; i++) {
-      __m256 by = _mm256_broadcast_ss(a(i, e));
-      for (int v = 0; v < NV; v++) acc[i][v] = _mm256_fmadd_ps(by, wide[v], acc[i][v]);
-    }
+// acc[i][v] += a(i) * the first (E = 0) or second ones of the pairs of b(v). First ones of all pairs come before second
+// ones: taking both at once needs more registers than there are.
+template <int E, int MR, int NV, typename A, typename B>
+inline void add(__m256 (&acc)[MR][NV], A&& a, B&& b) {
+  __m256 wide[NV];
+  for (int v = 0; v < NV; v++) {
+    __m256i pairs = _mm256_loadu_si256((const __m256i*)b(v));
+    wide[v] = (__m256)(E ? _mm256_and_si256(pairs, _mm256_set1_epi32(0xFFFF0000)) : _mm256_slli_epi32(pairs, 16));
   }
+  for (int i = 0; i < MR; i++) {
+    __m256 by = _mm256_broadcast_ss(a(i));
+    for (int v = 0; v < NV; v++) acc[i][v] = _mm256_fmadd_ps(by, wide[v], acc[i][v]);
+  }
+}
+
+template <typename F>
+inline void twice(F&& f) {
+  f(std::integral_constant<int, 0>());
+  f(std::integral_constant<int, 1>());
 }
 
 template <int MR, int NC>
@@ -45,11 +54,10 @@ void scores(const Factor* const* q, int head, const bf16* const* keys, Scores* s
   __m256 acc[MR][2 * NC];
   for (int i = 0; i < MR; i++)
     for (int v = 0; v < 2 * NC; v++) acc[i][v] = _mm256_setzero_ps();
-  for (int h = 0; h < head / 2; h++) {
-    __m256i k[2 * NC];
-    for (int v = 0; v < 2 * NC; v++) k[v] = _mm256_loadu_si256((const __m256i*)(keys[v / 2] + 32 * h + 16 * (v % 2)));
-    add_pairs(acc, [&](int i, int e) { return q[i] + 2 * h + e; }, k);
-  }
+  twice([&](auto e) {
+    for (int h = 0; h < head / 2; h++)
+      add<e>(acc, [&](int i) { return q[i] + 2 * h + e; }, [&](int v) { return keys[v / 2] + 32 * h + 16 * (v % 2); });
+  });
   for (int i = 0; i < MR; i++)
     for (int v = 0; v < 2 * NC; v++) _mm256_store_ps(s[i] + 8 * v, acc[i][v]);
 }
@@ -69,13 +77,13 @@ void gather(const Scores* p, const bf16* const* values, int cells, int head, int
   for (int i = 0; i < MR; i++)
     for (int v = 0; v < NV; v++)
       acc[i][v] = _mm256_mul_ps(_mm256_load_ps(acc_rows + i * head + first + 8 * v), _mm256_set1_ps(shrink[i]));
-  for (int c = 0; c < cells; c++)
-    for (int pair = 0; pair < kCell / 2; pair++) {
-      const bf16* row = values[c] + 2 * (pair * head + first);
-      __m256i x[NV];
-      for (int v = 0; v < NV; v++) x[v] = _mm256_loadu_si256((const __m256i*)(row + 16 * v));
-      add_pairs(acc, [&](int i, int e) { return p[i] + kCell * c + 2 * pair + e; }, x);
-    }
+  twice([&](auto e) {
+    for (int c = 0; c < cells; c++)
+      for (int pair = 0; pair < kCell / 2; pair++) {
+        const bf16* row = values[c] + 2 * (pair * head + first);
+        add<e>(acc, [&](int i) { return p[i] + kCell * c + 2 * pair + e; }, [&](int v) { return row + 16 * v; });
+      }
+  });
   for (int i = 0; i < MR; i++)
     for (int v = 0; v < NV; v++) _mm256_store_ps(acc_rows + i * head + first + 8 * v, acc[i][v]);
 }

@@ -45,7 +45,9 @@ static inline __m256i narrow(Vec v) {
   return _mm256_permute4x64_epi64(_mm256_packus_epi32(narrow(v.a), narrow(v.b)), 0xD8);
 }
 
-static inline Vec widen16(__m256i v) { return {widen(_mm256_castsi256_si128(v)), widen(_mm256_extracti128_si256(v, 1))}; }
+static inline Vec widen16(__m256i v) {
+  return {widen(_mm256_castsi256_si128(v)), widen(_mm256_extracti128_si256(v, 1))};
+}
 
 static inline Vec load16(const bf16* p) { return widen16(_mm256_loadu_si256((const __m256i*)p)); }
 

@@ -1,12 +1,14 @@
 // out[m, n] = scale[n] * sum over k of x[m, k] * w[n, k] (+ bias[n]), as linear_avx512.cpp, without its instructions.
 //
 // Everything is multiplied as float32. Sixteen numbers become two vectors, in the order in which interleaving leaves
-// them: 0-3 and 8-11, then 4-7 and 12-15. A sum is made part by part along k: each part is one vector of eight partial
-// sums that takes the products first to last, is added up, and joins what the parts before it came to. The tile and where the weights
-// come from make no difference to that, so a row's result is the same in any company.
+// them: 0-3 and 8-11, then 4-7 and 12-15. A sum is made part by part along k. Each part is two vectors of partial sums,
+// one of all first vectors and one of all second ones, that take their products first to last; they are added up and
+// join what the parts before came to. The tile and where weights come from make no difference to that, so a row's
+// result is the same in any company.
 //
-// With few rows of x weights are widened in registers, on the way from memory. With many, four rows of them are widened
-// into a panel that stays in the first cache while all rows of x in the second one meet it.
+// A single row, and few rows against integers: weights are widened in registers, on their way from memory. Few rows
+// against bfloat16: the same, three rows of x at a time. Many rows: four rows of weights are widened into a panel that
+// stays in the first cache, and all rows of x in the second one meet it.
 
 #include <type_traits>
 
@@ -14,12 +16,13 @@
 
 namespace {
 
-constexpr int64_t kPart = 1024;    // products in a part of a sum
+constexpr int64_t kPart = 1024;  // products in a part of a sum
 constexpr int64_t kHalf = kPart / 2;
-constexpr int64_t kRow = kPart + 16;  // floats from one row of a part to the next: not a page, or all meet in a few sets of the cache
-constexpr int64_t kNear = 48;      // rows of x that meet a panel
-constexpr int64_t kOutputs = 64;   // most outputs that one thread takes at a time
-constexpr int kRows = 3;           // of x in a tile
+constexpr int64_t kRow = kPart + 16;  // floats of a row in a buffer: at a multiple of a page all rows share a few sets
+constexpr int64_t kNear = 48;         // rows of x that meet a panel
+constexpr int64_t kOutputs = 64;      // most outputs that one thread takes at a time
+constexpr int kRows = 3;              // of x in a tile
+constexpr int64_t kFewRows = 12;      // of x up to which bfloat16 is not worth a panel
 
 enum Kind { kBf16 = 0, kInt8 = 1, kInt4 = 2 };
 
@@ -41,7 +44,7 @@ inline __m256 high(__m256i v) { return (__m256)_mm256_unpackhi_epi16(_mm256_setz
 
 struct Bf16 {
   static constexpr int kBlock = 16;
-  static constexpr int kFew = 2;  // rows of x up to which widening in registers is faster than in a panel
+  static constexpr int kFew = 1;  // rows of x up to which widening in registers is faster than in a panel
   const bf16* row;
 
   Bf16(const Weights& w, int64_t n) : row((const bf16*)w.row(n)) {}
@@ -212,25 +215,48 @@ void tile(const float* x, const W (&w)[4], int64_t first, int64_t count, int64_t
   finish(acc, sums);
 }
 
-// Weights come from a panel: first vectors, then second ones.
-template <int MR>
-void tile_of_panel(const float* x, const float* panel, int64_t count, float* sums) {
+// Four rows of weights in a panel: first vectors, then second ones.
+struct Panel {
+  const float* rows;
+
+  inline __m256 get(int v, int j, int64_t at) const { return _mm256_load_ps(rows + j * kRow + v * kHalf + at); }
+};
+
+// Four rows of bfloat16 weights from the beginning of a part, which is a number of whole sixteens.
+struct Bf16Rows {
+  const bf16* rows[4];
+  int64_t ahead;  // where the next four lie
+
+  inline __m256 get(int v, int j, int64_t at) const {
+    const bf16* from = rows[j] + 2 * at;
+    if (v == 1) return high(load32(from));
+    _mm_prefetch((const char*)(from + ahead), _MM_HINT_T0);
+    return low(load32(from));
+  }
+};
+
+// Weights are widened for up to three rows of x at a time, or were so before: first all first vectors, then the second
+// ones, as there are registers for one sum of each.
+template <int MR, typename W>
+void tile_in_two(const float* x, const W& w, int64_t count, float* sums) {
   __m256 acc[MR][4][2];
-  for (int v = 0; v < 2; v++) {
+  auto half = [&](auto v) {
     __m256 own[MR][4];
     for (int i = 0; i < MR; i++)
       for (int j = 0; j < 4; j++) own[i][j] = _mm256_setzero_ps();
-    for (int64_t at = v * kHalf; at < v * kHalf + (count + 15) / 16 * 8; at += 8) {
+    for (int64_t at = 0; at < (count + 15) / 16 * 8; at += 8) {
       __m256 a[MR];
-      for (int i = 0; i < MR; i++) a[i] = _mm256_load_ps(x + i * kRow + at);
+      for (int i = 0; i < MR; i++) a[i] = _mm256_load_ps(x + i * kRow + v * kHalf + at);
       for (int j = 0; j < 4; j++) {
-        __m256 b = _mm256_load_ps(panel + j * kRow + at);
+        __m256 b = w.get(v, j, at);
         for (int i = 0; i < MR; i++) own[i][j] = _mm256_fmadd_ps(a[i], b, own[i][j]);
       }
     }
     for (int i = 0; i < MR; i++)
       for (int j = 0; j < 4; j++) acc[i][j][v] = own[i][j];
-  }
+  };
+  half(std::integral_constant<int, 0>());
+  half(std::integral_constant<int, 1>());
   finish(acc, sums);
 }
 
@@ -267,34 +293,58 @@ inline void widen_row(const bf16* row, int64_t count, float* to) {
   }
 }
 
-template <typename W>
-inline void tiles_of_weights(const Weights& w, const Room& room, int64_t rows, int64_t step, int64_t n0, int64_t count,
-                             int64_t j, int64_t first, int64_t part) {
-  auto row = [&](int64_t i) { return W(w, n0 + std::min(j + i, count - 1)); };
-  const W four[4] = {row(0), row(1), row(2), row(3)};
-  for (int64_t m = 0; m < rows; m += step)
-    by_rows(std::min(step, rows - m), [&](auto mr) {
-      if constexpr (mr.value <= W::kFew)
-        tile<mr.value>(room.x.get() + m * kRow, four, first, part, 4 * w.row_bytes, room.sums.get() + m * kOutputs + j);
-    });
-}
+// All near rows of x against outputs j .. j + 3 of those from n0 on, in one part.
+struct Four {
+  const Weights& w;
+  const Room& room;
+  int64_t rows, step, n0, count, j, first, part;
 
-template <typename W>
-inline void tiles_of_panel(const Weights& w, const Room& room, int64_t rows, int64_t step, int64_t n0, int64_t count,
-                           int64_t j, int64_t first, int64_t part) {
-  for (int64_t i = 0; i < 4; i++) {
-    W row(w, n0 + std::min(j + i, count - 1));
-    float* to = room.panel.get() + i * kRow;
-    walk<W>(first, part, [&](int64_t at, auto&& widen) {
-      _mm_prefetch((const char*)row.at((first + at) / W::kBlock) + 4 * w.row_bytes, _MM_HINT_T0);
-      widen(row, [&](int v, __m256 b) { _mm256_store_ps(to + v % 2 * kHalf + at / 2 + v / 2 * 8, b); });
+  template <typename W>
+  W row(int64_t i) const {
+    return W(w, n0 + std::min(j + i, count - 1));
+  }
+  template <int kMost, typename F>
+  void by_tiles(F&& f) const {
+    for (int64_t m = 0; m < rows; m += step)
+      by_rows(std::min(step, rows - m), [&](auto mr) {
+        if constexpr (mr.value <= kMost) f(mr, room.x.get() + m * kRow, room.sums.get() + m * kOutputs + j);
+      });
+  }
+  template <typename W>
+  void in_registers() const {
+    const W four[4] = {row<W>(0), row<W>(1), row<W>(2), row<W>(3)};
+    by_tiles<W::kFew>([&](auto mr, const float* x, float* sums) {
+      tile<mr.value>(x, four, first, part, 4 * w.row_bytes, sums);
     });
   }
-  for (int64_t m = 0; m < rows; m += step)
-    by_rows(std::min(step, rows - m), [&](auto mr) {
-      tile_of_panel<mr.value>(room.x.get() + m * kRow, room.panel.get(), part, room.sums.get() + m * kOutputs + j);
-    });
-}
+  void as_they_lie() const {
+    auto at = [&](int64_t i) { return row<Bf16>(i).row + first; };
+    const Bf16Rows four{{at(0), at(1), at(2), at(3)}, 4 * w.k};
+    by_tiles<kRows>([&](auto mr, const float* x, float* sums) { tile_in_two<mr.value>(x, four, part, sums); });
+  }
+  template <typename W>
+  void by_panel() const {
+    for (int64_t i = 0; i < 4; i++) {
+      W own = row<W>(i);
+      float* to = room.panel.get() + i * kRow;
+      walk<W>(first, part, [&](int64_t at, auto&& widen) {
+        _mm_prefetch((const char*)own.at((first + at) / W::kBlock) + 4 * w.row_bytes, _MM_HINT_T0);
+        widen(own, [&](int v, __m256 b) { _mm256_store_ps(to + v % 2 * kHalf + at / 2 + v / 2 * 8, b); });
+      });
+    }
+    const Panel panel{room.panel.get()};
+    by_tiles<kRows>([&](auto mr, const float* x, float* sums) { tile_in_two<mr.value>(x, panel, part, sums); });
+  }
+  template <typename W>
+  void run() const {
+    if (rows <= W::kFew)
+      in_registers<W>();
+    else if (std::is_same_v<W, Bf16> && rows <= kFewRows && part % 16 == 0)
+      as_they_lie();
+    else
+      by_panel<W>();
+  }
+};
 
 struct Output {
   void* out;
@@ -333,11 +383,7 @@ void run(const bf16* x, int64_t x_stride, int64_t rows, const Weights& w, const 
         for (int64_t k0 = 0; k0 < w.k; k0 += kPart) {
           int64_t part = std::min(kPart, w.k - k0);
           for (int64_t m = 0; m < near; m++) widen_row(x + (m0 + m) * x_stride + k0, part, room.x.get() + m * kRow);
-          for (int64_t j = 0; j < outputs; j += 4)
-            if (rows <= W::kFew)
-              tiles_of_weights<W>(w, room, near, step, n0, outputs, j, k0, part);
-            else
-              tiles_of_panel<W>(w, room, near, step, n0, outputs, j, k0, part);
+          for (int64_t j = 0; j < outputs; j += 4) Four{w, room, near, step, n0, outputs, j, k0, part}.run<W>();
         }
         for (int64_t m = 0; m < near; m++) to.put(m0 + m, n0, outputs, room.sums.get() + m * kOutputs);
       }
