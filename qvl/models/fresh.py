@@ -66,12 +66,9 @@ def begin_with_likeness(decoder: Decoder) -> None:
     head.)
     """
     for layer in _layers(decoder):
-        size = layer.head_size
-        q_NHD, k_KHD, v_KHD = layer.qkv.weight.unflatten(0, (-1, size)).split(layer.split)
         for n, group in _first_heads(layer):
-            q_NHD[n] *= _LIKENESS
-            k_KHD[group] = q_NHD[n]
-            layer.out.weight[:, n * size : (n + 1) * size] = v_KHD[group].T
+            _, v_HD = _alike(layer, n, group, _LIKENESS)
+            layer.out.weight[:, n * layer.head_size : (n + 1) * layer.head_size] = v_HD.T
 
 
 @torch.no_grad()
@@ -89,12 +86,10 @@ def begin_with_sight(decoder: Decoder, mark_D: Tensor) -> None:
     gain_H1 = torch.where(slow_H, _LIKENESS_SLOW, _LIKENESS_TURNING)[:, None]
     seen_D = mark_D * (2 * mark_D.square().mean()).rsqrt()  # half of a vision token; the other half is what it shows
     for layer in _layers(decoder):
-        size = layer.head_size
-        q_NHD, k_KHD, _ = layer.qkv.weight.unflatten(0, (-1, size)).split(layer.split)
         for n, group in _first_heads(layer):
-            q_NHD[n] *= gain_H1
-            k_KHD[group] = q_NHD[n]
-            layer.qkv.bias[n * size : (n + 1) * size] = _query_for(k_KHD[group] @ seen_D, slow_H, _SEEN_SCORE)
+            k_HD, _ = _alike(layer, n, group, gain_H1)
+            query_H = _query_for(k_HD @ seen_D, slow_H, _SEEN_SCORE)
+            layer.qkv.bias[n * layer.head_size : (n + 1) * layer.head_size] = query_H
 
 
 @torch.no_grad()
@@ -137,6 +132,14 @@ def begin_as_long_as_words(merger: Merger, words_VD: Tensor, seed: int) -> None:
     ratio = words_VD.norm(dim=1).mean() / begun_MD.norm(dim=1).mean()
     merger.fc2.weight *= ratio
     merger.fc2.bias *= ratio
+
+
+def _alike(layer: DecoderLayer, n: int, group: int, gain: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Makes the queries of a head `gain` times as long and its group's keys the same; returns these and the values."""
+    q_NHD, k_KHD, v_KHD = layer.qkv.weight.unflatten(0, (-1, layer.head_size)).split(layer.split)
+    q_NHD[n] *= gain
+    k_KHD[group] = q_NHD[n]
+    return k_KHD[group], v_KHD[group]
 
 
 def _query_for(key_H: Tensor, chosen_H: Tensor, score: float) -> Tensor:

@@ -70,7 +70,11 @@ class VisionLanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def places(self, batch: Batch) -> Tensor:
-        """int64 [2, M]: row and column of every vision token in its own picture (a still), from 0."""
+        """int64 [2, M]: row and column of every vision token in its own picture (a still), from 0.
+
+        Raises:
+            ValueError: positions do not tell rows and columns.
+        """
 
     def hidden(self, batch: Batch, vision_MD: Tensor, attn: AttnContext, rows_X: Tensor | None = None) -> Tensor:
         """Hidden states [T, D] after the final norm, or [X, D] of the chosen rows only, given the vision tokens."""

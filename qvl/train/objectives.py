@@ -134,11 +134,11 @@ class Match(Objective):
         place: length of the vector by which a vision token has to tell its place beside the word, as for told words.
     """
 
-    def __init__(self, place: float = 0.0) -> None:
-        self._place = place
-
     divisible = False
     reads = False
+
+    def __init__(self, place: float = 0.0) -> None:
+        self._place = place
 
     def count(self, batch: Batch) -> int:
         return len(batch.vision_rows_M) // 2

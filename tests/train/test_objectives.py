@@ -121,6 +121,12 @@ def test_told_words_tell_their_places(model: Qwen2VL, told_pack) -> None:
     assert not torch.allclose(plain, expected, atol=1e-2)
 
 
+def test_places_need_rows_and_columns(model: Qwen2VL, told_pack) -> None:
+    batch = replace(told_pack.batch, positions_RT=told_pack.batch.positions_RT[:1])
+    with pytest.raises(ValueError, match="leave `place` out"):
+        objective_of("told", 0.6).losses(model, batch)
+
+
 def test_match_knows_a_tower_that_says_the_places_too(model: Qwen2VL, both_pack, monkeypatch) -> None:
     batch = both_pack.batch
     words_M = batch.tokens_T[batch.vision_rows_M]

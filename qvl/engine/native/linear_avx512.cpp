@@ -120,18 +120,20 @@ inline void finish(const __m512 (&acc)[MR][4], const Output& to, int64_t m, int6
   for (int i = 0; i < MR; i++) to.put(m + i, n, count, sum4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]));
 }
 
-// `Ahead` rows of w, from `next` on, are called for meanwhile.
-template <int MR, int Ahead>
-void tile(const bf16* x, int64_t x_stride, const bf16* const (&w)[4], const bf16* next, int64_t k, const Output& to,
-          int64_t m, int64_t n, int count) {
+// With Ahead, the next four rows of w are called for meanwhile.
+template <int MR, bool Ahead>
+void tile(const bf16* x, int64_t x_stride, const bf16* const (&w)[4], int64_t k, const Output& to, int64_t m, int64_t n,
+          int count) {
   __m512 acc[MR][4];
   for (int i = 0; i < MR; i++)
     for (int j = 0; j < 4; j++) acc[i][j] = _mm512_setzero_ps();
   int64_t at = 0;
   for (; at + 32 <= k; at += 32) {
     __m512bh b[4];
-    for (int j = 0; j < 4; j++) b[j] = load(w[j] + at);
-    for (int j = 0; j < Ahead; j++) _mm_prefetch((const char*)(next + j * k + at), _MM_HINT_T0);
+    for (int j = 0; j < 4; j++) {
+      b[j] = load(w[j] + at);
+      if (Ahead) _mm_prefetch((const char*)(w[j] + 4 * k + at), _MM_HINT_T0);
+    }
     for (int i = 0; i < MR; i++) {
       __m512bh a = load(x + i * x_stride + at);
       for (int j = 0; j < 4; j++) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], a, b[j]);
@@ -187,37 +189,28 @@ inline void by_rows(int64_t rows, F&& f) {
 }
 
 // w: `count` rows of bfloat16, outputs n0 ...
-//
-// Weights that come from memory (`stream`) are called for ahead, a share of the next four rows by each tile of x: calls at
-// an even pace keep memory busy all the time, where those of one tile alone would come in a rush and then stop.
 void rows_against(const bf16* x, int64_t x_stride, int64_t rows, const bf16* w, int64_t k, const Output& to, int64_t n0,
                   int64_t count, bool stream) {
   int64_t tiles = (rows + kRows - 1) / kRows, step = (rows + tiles - 1) / tiles;
-  int64_t share = stream && rows <= kStreamRows ? (4 + tiles - 1) / tiles : 0;
-  auto one = [&](int64_t m, int64_t j) {
+  auto one = [&](int64_t m, int64_t j, bool ahead) {
     const bf16* four[4];
     for (int i = 0; i < 4; i++) four[i] = w + std::min(j + i, count - 1) * k;
-    const bf16* next = w + (j + 4 + m / step * share) * k;
     int wanted = (int)std::min<int64_t>(4, count - j);
     by_rows(std::min(step, rows - m), [&](auto mr) {
-      constexpr int high = decltype(mr)::value;
-      auto run = [&](auto ahead) {
-        tile<high, decltype(ahead)::value>(x + m * x_stride, x_stride, four, next, k, to, m, n0 + j, wanted);
-      };
-      if constexpr (high <= kRows) switch (share) {
-          case 0: run(std::integral_constant<int, 0>()); break;
-          case 1: run(std::integral_constant<int, 1>()); break;
-          case 2: run(std::integral_constant<int, 2>()); break;
-          default: run(std::integral_constant<int, 4>());
-        }
+      if constexpr (mr.value <= kRows) {
+        if (ahead)
+          tile<mr.value, true>(x + m * x_stride, x_stride, four, k, to, m, n0 + j, wanted);
+        else
+          tile<mr.value, false>(x + m * x_stride, x_stride, four, k, to, m, n0 + j, wanted);
+      }
     });
   };
   if (rows <= kStreamRows) {
     for (int64_t j = 0; j < count; j += 4)
-      for (int64_t m = 0; m < rows; m += step) one(m, j);
+      for (int64_t m = 0; m < rows; m += step) one(m, j, stream && m == 0);
   } else {
     for (int64_t m = 0; m < rows; m += step)
-      for (int64_t j = 0; j < count; j += 4) one(m, j);
+      for (int64_t j = 0; j < count; j += 4) one(m, j, false);
   }
 }
 

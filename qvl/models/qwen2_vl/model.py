@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import final
 
-import torch
 from torch import Tensor
 
 from qvl.batch import Batch
@@ -28,8 +27,8 @@ class Qwen2VL(VisionLanguageModel):
 
     def places(self, batch: Batch) -> Tensor:
         positions_RM = batch.positions_RT[:, batch.vision_rows_M]
-        if positions_RM.shape[0] == 1:  # in a row, as far as such a model knows
-            return torch.zeros_like(positions_RM).expand(2, -1)
+        if positions_RM.shape[0] == 1:
+            raise ValueError("a model with one rope axis knows no rows and columns: leave `place` out of the recipe")
         return positions_RM[1:] - positions_RM[:1]  # the time axis holds where the picture begins
 
     def init_weights(self, seed: int) -> None:
