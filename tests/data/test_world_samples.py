@@ -228,6 +228,29 @@ def test_ocr_answers_hold_the_lines_and_their_quads():
             assert np.abs(np.asarray(g.quads_1000[0]) - expected).max() <= 1.0
 
 
+def test_a_written_name_is_told_where_it_is_written():
+    world = World(WorldConfig(medium="both", turns=1, gradients=0.0))
+    named = 0
+    for index in range(30):
+        sample = world.sample("train", index, "ocr")
+        words = sample.messages[0].parts[1].words
+        height, width = sample.meta["hw"]
+        assert (len(words), len(words[0])) == (height // 28, width // 28)
+        names = {line["text"].rstrip("0123456789 ") for line in sample.meta["lines"]} - {""}
+        assert {word for row in words for word in row} <= names | {sample.meta["background"]}
+        if len(sample.meta["lines"]) == 1 and names:  # lines that share a square would hide each other
+            quad = np.asarray(sample.meta["lines"][0]["quad_px"])
+            text = sample.meta["lines"][0]["text"]
+            for letter in (0, len(max(names)) - 1):  # the first and the last one
+                share = (letter + 0.5) / len(text)
+                x, y = (quad[[0, 3]].mean(0) * (1 - share) + quad[[1, 2]].mean(0) * share) // 28
+                assert words[int(y)][int(x)] in names
+            named += 1
+    assert named > 3
+    four = World(WorldConfig(medium="both", turns=1, words_side=4)).sample("train", 0, "ocr")
+    assert [len(row) for row in four.messages[0].parts[1].words] == [4] * 4
+
+
 def test_line_quad_turns_counter_clockwise():
     straight = line_quad((10, 20), 0.0, (50.0, 40.0))
     assert straight == ((40.0, 35.0), (60.0, 35.0), (60.0, 45.0), (40.0, 45.0))

@@ -83,7 +83,7 @@ class WorldConfig:
     medium: Medium = "pixels"
     """`words`: scenes are grids of words, one where a vision token would be (28 x 28 pixels), English in every
     language. `both`: the picture and behind it its grid of words. Only for training, and only for questions about one
-    picture."""
+    picture (`both`: `ocr` too)."""
 
     words_side: int = 0
     """Words a side of a told grid, whatever the scene's size (0: see `medium`). A recipe's `queries` sets it."""

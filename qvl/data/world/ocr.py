@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,8 +22,9 @@ from qvl.data.world.compose import Composer
 from qvl.data.world.config import Split
 from qvl.data.world.questions import Asker, Turn
 from qvl.data.world.story import Activity, Story
+from qvl.data.world.told import grid_hw
 from qvl.text.grounding import Coordinates, quad, ref
-from qvl.text.messages import Image
+from qvl.text.messages import Image, Part, WordPicture
 
 MAX_DEGREES = 12.0
 INK_THRESHOLD = 64
@@ -63,7 +65,10 @@ class Ocr(Activity):
         meta = {"hw": hw, "names": [], "boxes_px": [], "background": background, **truth}
         if wanted == 1:
             turns = (turns[int(asker.rng.integers(2))],)
-        return Story(turns, (Image(pixels),), "", meta)
+        shown: list[Part] = [Image(pixels)]
+        if composer.config.medium == "both":
+            shown.append(in_words(lines, hw, background, composer.config.words_side))
+        return Story(turns, tuple(shown), "", meta)
 
 
 def find_chinese_font() -> str:
@@ -96,6 +101,23 @@ def line_quad(hw_px: tuple[float, float], degrees: float, centre: Point) -> tupl
         y = centre[1] + (-dx * np.sin(turn) + dy * np.cos(turn)) / 2
         corners.append((round(float(x), 2), round(float(y), 2)))
     return corners[0], corners[1], corners[2], corners[3]
+
+
+def in_words(lines: Sequence[Line], hw: tuple[int, int], background: str, side: int = 0) -> WordPicture:
+    """The picture as a grid, as `told.in_words` tells scenes: a cell under the letters of a name holds that name.
+
+    A written word so looks to the language model like the thing itself. Digits are not told: they stay background.
+    """
+    rows, columns = grid_hw(hw, side)
+    words = np.full((rows, columns), background, dtype=object)
+    for line in lines:
+        name = line.text.rstrip("0123456789 ")
+        quad_42 = np.asarray(line.quad_px)
+        begin_2, end_2 = (quad_42[0] + quad_42[3]) / 2, (quad_42[1] + quad_42[2]) / 2
+        for letter in range(len(name)):
+            x, y = begin_2 + (end_2 - begin_2) * (letter + 0.5) / len(line.text)
+            words[min(rows - 1, int(y * rows / hw[0])), min(columns - 1, int(x * columns / hw[1]))] = name
+    return WordPicture(tuple(map(tuple, words)))
 
 
 def _with_places(lines: list[Line], hw: tuple[int, int], asker: Asker, about: dict) -> Turn:

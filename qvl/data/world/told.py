@@ -72,7 +72,7 @@ def in_words(scene: Scene, rng: np.random.Generator, side: int = 0) -> WordPictu
     Args:
         side: cells a side; 0 = one for every 28 pixels.
     """
-    height, width = (side, side) if side else (scene.hw[0] // CELL_PX, scene.hw[1] // CELL_PX)
+    height, width = grid_hw(scene.hw, side)
     words = np.full((height, width), scene.background, dtype=object)
     most_HW = np.full((height, width), rng.uniform(*_COVER))
     for placed in scene.objects:
@@ -81,6 +81,11 @@ def in_words(scene: Scene, rng: np.random.Generator, side: int = 0) -> WordPictu
         words[cover_HW > most_HW] = placed.concept.en
         most_HW = np.maximum(most_HW, cover_HW)
     return WordPicture(tuple(map(tuple, words)))
+
+
+def grid_hw(hw: tuple[int, int], side: int = 0) -> tuple[int, int]:
+    """Rows and columns of the grid that tells a picture of `hw` pixels."""
+    return (side, side) if side else (hw[0] // CELL_PX, hw[1] // CELL_PX)
 
 
 def _cover(begin: int, end: int, length: int, cells: int) -> np.ndarray:
