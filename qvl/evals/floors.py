@@ -72,6 +72,11 @@ def _best_constant(task: Task, samples: Sequence[Sample]) -> Constant:
     return max(task.constants(samples), key=value)
 
 
+def shows_something(sample: Sample) -> bool:
+    """Is there a picture or a video to hide?"""
+    return any(isinstance(part, Image | Video) for message in sample.messages for part in message.parts)
+
+
 def blind(sample: Sample) -> Sample:
     """The same question with every picture and frame replaced by mid-grey of the same size (and pixel budget).
 

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from qvl.data.records import Sample
 from qvl.engine.api import Generator, Reply
-from qvl.evals.floors import blind, constant_floor
+from qvl.evals.floors import blind, constant_floor, shows_something
 from qvl.evals.metrics.stats import Metric, paired_difference
 from qvl.evals.records import Prediction, prediction, save_pictures
 from qvl.evals.tasks.base import Format, Scores, Task, question
@@ -76,7 +76,8 @@ def evaluate(
     Args:
         samples: each belongs to the task that takes its kind; tasks without samples are left out of the result.
         floor_samples: training samples; when given, the best constant answers are chosen on them.
-        blind_floor: ask everything a second time with grey pictures (doubles the time).
+        blind_floor: ask everything that shows pictures a second time with grey ones (doubles the time). Text alone
+            has no such floor: the same question would be asked twice.
         stamp: what else must be known to repeat the numbers (model, recipe, pixel budget, dtype); JSON values.
 
     Raises:
@@ -89,8 +90,10 @@ def evaluate(
     shares = _share_out(suite, samples)
     predictions: list[Prediction] = []
     results: dict[str, TaskResult] = {}
+    hidden = {task.name: own for task, own in shares if blind_floor and any(map(shows_something, own))}
     with _progress_bar(progress) as bar:
-        asker = _Asker(generator, batch_size, chat_format, bar, total=(1 + blind_floor) * len(samples))
+        total = len(samples) + sum(map(len, hidden.values()))
+        asker = _Asker(generator, batch_size, chat_format, bar, total)
         for task, own in shares:
             replies = asker.ask(task, own)
             scores = task.judge(own, replies)
@@ -102,7 +105,7 @@ def evaluate(
                 constants, others["constant"] = floor.chosen, task.judge(own, floor.replies)
                 if told := task.from_question(floor_samples, own):
                     others["question"] = task.judge(own, told)
-            if blind_floor:
+            if task.name in hidden:
                 others["blind"] = task.judge(own, asker.ask(task, [blind(s) for s in own]))
             results[task.name] = _result(task, own, scores, others, constants)
         config = {**(stamp or {}), **asker.config(), "tasks": {task.name: _asked(task, own) for task, own in shares}}

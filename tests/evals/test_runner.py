@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image as PIL
 
+from qvl.data.records import Sample
 from qvl.evals.canned import CannedGenerator
 from qvl.evals.runner import evaluate
-from qvl.evals.tasks.answers import Naming, Vqa
+from qvl.evals.tasks.answers import Naming, Told, Vqa
 from qvl.evals.tasks.grounding import Grounding
+from qvl.text.messages import Message, Text
 
 SUITE = (Vqa(), Naming(), Grounding())
 
@@ -153,3 +155,15 @@ def test_evaluating_imports_no_torch():
         "import sys; import qvl.evals.runner, qvl.evals.canned, qvl.evals.tasks.world; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_nothing_is_hidden_where_nothing_is_shown(tmp_path):
+    told = [
+        Sample(f"t/{i}", "text", (Message("user", (Text("A dog."),)), Message("assistant", (Text("dog"),))), {})
+        for i in range(3)
+    ]
+    generator = CannedGenerator(lambda request: "dog")
+    result = evaluate(generator, [Told()], told, tmp_path, progress=False, blind_floor=True)
+    assert generator.batches == [3]
+    assert result.value("told") == 1
+    assert result.tasks["told"].floors == {}
