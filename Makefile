@@ -61,7 +61,7 @@ bench: $(STAMP)  ## measure every claim; rows go to bench/results, tables to ben
 	@set -e; for name in $(BENCHES); do echo "== bench.$$name"; $(BIN)/python -m bench.$$name; done
 
 docs: $(STAMP)  ## write measured numbers into README.md
-	$(BIN)/python -m bench.readme_numbers --run $(RUN)
+	$(BIN)/python -m bench.readme_numbers
 
 clean:  ## remove caches and builds (not .venv, not runs)
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

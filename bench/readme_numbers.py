@@ -1,9 +1,9 @@
 """Writes measured numbers between the markers of README.md, so that none is typed by hand.
 
-    python -m bench.readme_numbers [--run runs/demo]
+    python -m bench.readme_numbers [--runs runs]
 
-Knows: `<!-- numbers:NAME -->` ... `<!-- /numbers:NAME -->`; `demo` comes from docs/numbers/demo.json, which is made
-anew from the run's folder if there is a finished one; every other name from the newest rows of
+Knows: `<!-- numbers:NAME -->` ... `<!-- /numbers:NAME -->`; `demo` and `demo-qwen-vl` come from docs/numbers/NAME.json,
+which is made anew from the run of that name if there is a finished one; every other name from the newest rows of
 bench/results/NAME.jsonl. Does not know: how anything was measured.
 """
 
@@ -22,19 +22,30 @@ from qvl.viz.run import FINAL, read_run
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-DEMO = ROOT / "docs" / "numbers" / "demo.json"
+NUMBERS = ROOT / "docs" / "numbers"
+DEMO, DEMO_QWEN_VL = "demo", "demo-qwen-vl"
+"""Runs, and sections. The first is told whole, the second by every task's headline."""
 _MARKED = re.compile(r"(<!-- numbers:([\w-]+) -->\n).*?(<!-- /numbers:\2 -->)", re.DOTALL)
 _ABOUT_THE_MACHINE = ("date", "machine", "threads", "torch")
 
 Json = dict[str, Any]
 
 
-def fill(text: str, demo: Json | None) -> str:
+def kept_demos() -> dict[str, Json]:
+    """What docs/numbers holds, by the run's name."""
+    files = {name: NUMBERS / f"{name}.json" for name in (DEMO, DEMO_QWEN_VL)}
+    return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
+
+
+def fill(text: str, demos: Mapping[str, Json]) -> str:
     """README text with every marked section made anew."""
 
     def section(match: re.Match[str]) -> str:
         name = match[2]
-        body = demo_section(demo) if name == "demo" else bench_section(name)
+        if name in (DEMO, DEMO_QWEN_VL):
+            body = demo_section(demos.get(name), whole=name == DEMO)
+        else:
+            body = bench_section(name)
         return f"{match[1]}{body}\n{match[3]}"
 
     return _MARKED.sub(section, text)
@@ -54,6 +65,7 @@ def collect(run_dir: Path) -> Json:
     tasks = {
         name: {
             "title": task["title"],
+            "headline": task["headline"],
             "metrics": {key: value for key, value in task["metrics"].items() if "/" not in key},
             "floors": {
                 floor: {key: value for key, value in found.items() if "/" not in key}
@@ -72,13 +84,16 @@ def _headlines(result: Json) -> Json:
     }
 
 
-def demo_section(demo: Json | None) -> str:
+def demo_section(demo: Json | None, whole: bool = True) -> str:
+    """Scores beside floors; `whole`: of all metrics, and after each stage."""
     if demo is None:
         return "Not measured yet: run `make demo`, then `make docs`."
     known, targets = demo["summary"], demo["summary"]["targets"]
     rows = []
     for name, task in demo["tasks"].items():
         for key, metric in task["metrics"].items():
+            if not whole and key != task["headline"]:
+                continue
             cells = [show(key, metric["value"]), show_interval(key, metric)]
             for floor in ("constant", "blind"):
                 found = task["floors"].get(floor, {}).get(key)
@@ -92,7 +107,7 @@ def demo_section(demo: Json | None) -> str:
         f"{known['seed']}, {demo['questions']} questions about held-out scenes; {hardware}; {known['date']}."
     )
     head = ["", "score", "95 % interval", "best constant answer", "same model, picture hidden", "target"]
-    return f"{lead}\n\n{table(head, rows)}\n\n{_stages(demo['stages'])}".rstrip()
+    return f"{lead}\n\n{table(head, rows)}\n\n{_stages(demo['stages']) if whole else ''}".rstrip()
 
 
 def _stages(stages: Mapping[str, Json]) -> str:
@@ -138,15 +153,16 @@ def _cell(value: object) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, default=ROOT / "runs" / "demo")
-    run = parser.parse_args().run
-    if (run / "eval" / FINAL / "metrics.json").is_file():
-        DEMO.parent.mkdir(parents=True, exist_ok=True)
-        DEMO.write_text(json.dumps(collect(run), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        print(f"{DEMO.relative_to(ROOT)} from {run}")
-    demo = json.loads(DEMO.read_text(encoding="utf-8")) if DEMO.is_file() else None
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where the runs lie")
+    runs = parser.parse_args().runs
+    NUMBERS.mkdir(parents=True, exist_ok=True)
+    for name in (DEMO, DEMO_QWEN_VL):
+        if (runs / name / "eval" / FINAL / "metrics.json").is_file():
+            numbers = json.dumps(collect(runs / name), indent=1, ensure_ascii=False)
+            (NUMBERS / f"{name}.json").write_text(numbers + "\n", encoding="utf-8")
+            print(f"docs/numbers/{name}.json from {runs / name}")
     text = README.read_text(encoding="utf-8")
-    README.write_text(fill(text, demo), encoding="utf-8")
+    README.write_text(fill(text, kept_demos()), encoding="utf-8")
     print("README.md: " + ", ".join(match[2] for match in _MARKED.finditer(text)))
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from bench.readme_numbers import DEMO, README, bench_section, demo_section, fill
+from bench.readme_numbers import README, bench_section, demo_section, fill, kept_demos
 from qvl.engine.vlm import VLM
 from qvl.inputs.processor import Processor
 from qvl.layers.decoder import DecoderConfig
@@ -42,8 +41,7 @@ def test_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_numbers_in_the_readme_are_those_in_the_files() -> None:
     """Fails after a new measurement until `make docs` has run."""
     text = README.read_text(encoding="utf-8")
-    demo = json.loads(DEMO.read_text(encoding="utf-8")) if DEMO.is_file() else None
-    assert fill(text, demo) == text, "run `make docs`"
+    assert fill(text, kept_demos()) == text, "run `make docs`"
 
 
 def test_sections_without_results_say_how_to_get_them() -> None:
@@ -64,7 +62,14 @@ def test_demo_section_shows_scores_beside_floors() -> None:
             "targets": {"naming/accuracy": 0.8},
         },
         "questions": 200,
-        "tasks": {"naming": {"title": "Naming", "metrics": {"accuracy": metric}, "floors": floors}},
+        "tasks": {
+            "naming": {
+                "title": "Naming",
+                "headline": "accuracy",
+                "metrics": {"accuracy": metric, "other": metric},
+                "floors": floors,
+            }
+        },
         "stages": {"chat": {"naming": {"title": "Naming", "key": "accuracy", "value": 0.5}}},
     }
     shown = demo_section(demo).replace("\u00a0", " ")
@@ -72,3 +77,8 @@ def test_demo_section_shows_scores_beside_floors() -> None:
     assert "| Naming: accuracy | 50.0 % |" in shown
     assert "15 min" in shown
     assert "3.0 million parameters" in shown
+    assert "Naming: other" in shown
+    brief = demo_section(demo, whole=False)
+    assert "Naming: accuracy" in brief
+    assert "Naming: other" not in brief
+    assert "chat" not in brief
