@@ -6,6 +6,9 @@ Does not know: what is in a pack.
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 
 import torch
@@ -21,6 +24,7 @@ class _Packs(IterableDataset["Pack | ValueError | OSError"]):
     def __iter__(self) -> Iterator[Pack | ValueError | OSError]:
         # The worker must not take the cores that the model computes on.
         torch.set_num_threads(1)
+        _leave_stopping_to_the_parent()
         return _or_error(self._make())
 
 
@@ -30,6 +34,24 @@ def _or_error(packs: Iterator[Pack]) -> Iterator[Pack | ValueError | OSError]:
         yield from packs
     except (ValueError, OSError) as error:
         yield error
+
+
+def _leave_stopping_to_the_parent() -> None:
+    """From now on this process ends by a SIGTERM of its parent's only.
+
+    Schedulers send SIGTERM to every process of a job. It asks the trainer to finish its step, for which it needs this
+    process, so one that comes from elsewhere is left to the trainer.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # macOS cannot tell who sent a signal
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parents_word, daemon=True).start()
+
+
+def _end_with_parents_word() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid not in (os.getppid(), os.getpid()):
+        pass
+    os._exit(0)
 
 
 def background(make: Callable[[], Iterator[Pack]], prefetch: int = 8) -> Iterator[Pack]:
