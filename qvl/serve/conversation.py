@@ -67,7 +67,7 @@ def _check_counts(body: ChatRequest, config: ServeConfig) -> None:
     if body.n > limits.choices:
         raise ApiError(f"n is {body.n}; the limit is {limits.choices}", param="n")
     media = sum(
-        isinstance(part, Mapping) and part.get("type") in _KINDS
+        _is_media(part)
         for message in body.messages
         for part in (message.get("content") if isinstance(message.get("content"), list) else ())
     )
@@ -95,8 +95,6 @@ def _plain(message: dict[str, Any], index: int) -> dict[str, Any]:
         kept["role"] = "system"
     if message.get("tool_calls"):
         kept["tool_calls"] = message["tool_calls"]
-        if not isinstance(kept["tool_calls"], list):
-            raise ValueError(f"message {index}: tool_calls must be a list")
     elif kept.get("role") == "assistant" and kept.get("content") is None:
         kept["content"] = ""
     if kept.get("role") != "tool":
@@ -113,9 +111,14 @@ def _loaded(message: dict[str, Any], index: int, budget: dict[str, Any], load: L
     return {**message, "content": parts}
 
 
+def _is_media(part: Any) -> bool:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    return isinstance(kind, str) and kind in _KINDS
+
+
 def _loaded_part(part: Any, budget: dict[str, Any], load: Load, where: str) -> Any:
     """An `image_url` or `video_url` part as `image` or `video` with bytes; anything else as it is."""
-    if not isinstance(part, Mapping) or part.get("type") not in _KINDS:
+    if not _is_media(part):
         return part
     written = part["type"]
     name, kind = _KINDS[written]

@@ -156,6 +156,15 @@ def talk(*messages: object) -> dict:
     return {"model": "canned", "messages": list(messages)}
 
 
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def called(key: object, result: object) -> dict:
+    """A body in which a tool was called and gave a result."""
+    return talk({"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "tool_call_id": key, "content": result})
+
+
 BODIES = {
     "not json": (b"{", None, "not JSON"),
     "not an object": (b"[]", None, "valid dictionary"),
@@ -169,7 +178,13 @@ BODIES = {
     "an unknown role": (talk({"role": "boss", "content": "x"}), "messages", "role 'boss'"),
     "a message that is text": (talk("hi"), "messages.0", "dictionary"),
     "an unknown part": (ask({"type": "input_audio", "input_audio": {}}), "messages", "type 'input_audio'"),
+    "a part whose type is a list": (ask({"type": []}), "messages", "has type []"),
+    "a message without a role": (talk({"content": "x"}), "messages", "message 0 must be an object with 'role'"),
     "content of a number": (talk({"role": "user", "content": 3}), "messages", "content must be"),
+    "tools, and nothing said": (talk({"role": "system"}) | {"tools": TOOLS}, "messages", "not NoneType"),
+    "a result that is a number": (called("c", 5), "messages", "message 1: content must be"),
+    "a result that is an object": (called("c", {"text": "x"}), "messages", "message 1: content must be"),
+    "a result of a list": (called(["c"], "x"), "messages", "answers tool call ['c'], which no message"),
     "a number as text": (ask("hi", temperature="0.5"), "temperature", "valid number"),
     "true for a number": (ask("hi", max_tokens=True), "max_tokens", "valid integer"),
     "yes for true": (ask("hi", stream="yes"), "stream", "valid boolean"),
