@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from qvl.engine.api import PENALTIES
+
 
 class _Strict(BaseModel):
     """No unknown fields, and no guessing: "0.5" is not a number, "yes" is not true."""
@@ -75,7 +77,7 @@ class ChatRequest(_Strict):
     temperature: Number | None = Field(default=None, ge=0, le=10)
     top_p: Number | None = Field(default=None, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
-    repetition_penalty: Number = Field(default=1.0, gt=0, le=10)
+    repetition_penalty: Number = Field(default=1.0, ge=PENALTIES[0], le=10)
     stop_on_repetition: bool = True
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: str | list[str] | None = None
