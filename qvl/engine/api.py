@@ -73,10 +73,10 @@ class Sampling:
             _check_schema(self.json_schema)
 
 
-def _check_number(name: str, value: object, *, whole: bool) -> None:
+def _check_number(name: str, value: Any, *, whole: bool) -> None:
     """A wrong type would be found out in the middle of a step, or never: no count of tokens is ever 4.5."""
-    fine = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-    if not (fine and -math.inf < value < math.inf):
+    kinds: Any = Integral if whole else Real
+    if isinstance(value, bool) or not (isinstance(value, kinds) and -math.inf < value < math.inf):
         raise ValueError(f"{name} must be a {'whole' if whole else 'finite'} number, got {value!r}")
 
 
