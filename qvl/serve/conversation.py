@@ -77,9 +77,13 @@ def _check_counts(body: ChatRequest, config: ServeConfig) -> None:
 
 def _choice(body: ChatRequest) -> str:
     if isinstance(body.tool_choice, NamedTool):
-        if not body.tools:
-            raise ApiError("tool_choice names a tool, but there are no tools", param="tool_choice")
-        return body.tool_choice.function.name
+        name, names = body.tool_choice.function.name, [tool.function.name for tool in body.tools or ()]
+        if name not in names:
+            raise ApiError(
+                f"tool_choice names {name[:100]!r}, but the tools are: {', '.join(names) or 'none'}",
+                param="tool_choice",
+            )
+        return name
     if body.tool_choice == "required" and not body.tools:
         raise ApiError("tool_choice is required, but there are no tools", param="tool_choice")
     return body.tool_choice or "auto"
@@ -118,6 +122,8 @@ def _is_media(part: Any) -> bool:
 
 def _loaded_part(part: Any, budget: dict[str, Any], load: Load, where: str) -> Any:
     """An `image_url` or `video_url` part as `image` or `video` with bytes; anything else as it is."""
+    if isinstance(part, Mapping):
+        part = {key: value for key, value in part.items() if value is not None}
     if not _is_media(part):
         return part
     written = part["type"]

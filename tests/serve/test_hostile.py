@@ -195,6 +195,11 @@ BODIES = {
     "no tokens": (ask("hi", max_tokens=0), "max_tokens", "greater than or equal to 1"),
     "many choices": (ask("hi", n=1000), "n", "n is 1000; the limit is 8"),
     "an empty stop": (ask("hi", stop=[""]), "stop", "not empty"),
+    "a stop of numbers": (ask("hi", stop=[3]), "stop.0", "valid string"),
+    "a tool that is not there": (
+        ask("hi", tools=TOOLS, tool_choice={"type": "function", "function": {"name": "none"}}),
+        "tool_choice", "tool_choice names 'none', but the tools are: f",
+    ),
     "another model": (ask("hi") | {"model": "gpt"}, "model", "no model 'gpt'"),
     "half a character": (talk({"role": "user", "content": "\ud800"}) | {"top": 1}, "top", ""),
 }  # fmt: skip
