@@ -319,6 +319,7 @@ def test_a_form_must_be_json(live):
 
 def test_pages_of_other_sites_and_other_names_are_turned_away(live):
     assert live.post(ask("hi"), headers={"Origin": "https://evil.example"}).status_code == 403
+    assert live.post(ask("hi"), headers={"Origin": "http://["}).status_code == 403
     assert live.post(ask("hi"), headers={"Host": "evil.example"}).status_code == 403
     assert live.post(ask("hi"), headers={"Origin": live.url}).status_code == 200
 
