@@ -216,6 +216,12 @@ def test_bad_bodies(live, name):
     assert len(error["message"]) < 600
 
 
+def test_what_was_sent_is_not_sent_back_whole(live):
+    answer = live.post(talk({"role": "x" * 100_000, "content": "y"}))
+    assert answer.status_code == 400
+    assert len(error_of(answer)["message"]) < 1100
+
+
 def test_bodies_that_are_too_large_are_not_read_into_memory(live):
     answer = live.post(b" " * 700_000)
     assert answer.status_code == 413
