@@ -25,6 +25,9 @@ from qvl.text.tool_calls import ToolCall, read_calls
 from qvl.text.tools import STOP_WORDS, ToolSpec, with_tools
 
 _JSON_TYPES: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object"}
+_PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {
+    "string": str, "integer": int, "number": (int, float), "boolean": bool, "object": dict, "array": list,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -131,16 +134,36 @@ def _run(call: ToolCall, tools: Mapping[str, Tool]) -> Any:
         arguments = json.loads(call.arguments)
     except ValueError as error:
         return f"error: the arguments are not JSON: {error}"
-    schema = tools[call.name].spec.parameters
     if not isinstance(arguments, dict):
         return "error: the arguments must be a JSON object"
-    unknown, missing = set(arguments) - set(schema["properties"]), set(schema.get("required", ())) - set(arguments)
-    if unknown or missing:
-        return f"error: unknown arguments {sorted(unknown)}, missing arguments {sorted(missing)}"
+    if wrong := _what_is_wrong(arguments, tools[call.name].spec.parameters):
+        return f"error: {wrong}"
     try:
         return tools[call.name].run(**arguments)
     except (ValueError, OSError) as error:
         return f"error: {error}"
+
+
+def _what_is_wrong(arguments: dict[str, Any], schema: Mapping[str, Any]) -> str:
+    """Why a function cannot be called so; empty = it can. Types are looked at no deeper than the argument itself."""
+    properties, required = schema.get("properties"), set(schema.get("required", ()))
+    unknown, missing = set(arguments) - set(arguments if properties is None else properties), required - set(arguments)
+    if unknown or missing:
+        return f"unknown arguments {sorted(unknown)}, missing arguments {sorted(missing)}"
+    for name, value in arguments.items():
+        wanted = (properties or {}).get(name, {})
+        if (value is not None or name in required) and not _fits(value, wanted):
+            said = json.dumps(wanted.get("enum", wanted.get("type")), ensure_ascii=False)
+            return f"argument {name} must be {said}, got {json.dumps(value, ensure_ascii=False)}"
+    return ""
+
+
+def _fits(value: Any, schema: Mapping[str, Any]) -> bool:
+    if "enum" in schema:
+        return value in schema["enum"]
+    wanted = schema.get("type")
+    kinds = _PYTHON_TYPES.get(wanted) if isinstance(wanted, str) else None
+    return kinds is None or (isinstance(value, kinds) and (wanted == "boolean" or not isinstance(value, bool)))
 
 
 def _parts(result: Any) -> list[dict[str, Any]]:

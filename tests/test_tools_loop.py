@@ -9,7 +9,8 @@ import pytest
 
 from qvl.engine.api import Reply, Request, Usage
 from qvl.text.messages import Image, Text, parse_messages
-from qvl.tools import Picture, run_tools, tool
+from qvl.text.tools import ToolSpec
+from qvl.tools import Picture, Tool, run_tools, tool
 
 PICTURE = np.arange(40 * 60 * 3, dtype=np.uint32).reshape(40, 60, 3).astype(np.uint8)
 
@@ -93,6 +94,15 @@ def test_the_model_looks_closer_and_answers():
             'crop\n✿ARGS✿: {"x1": 1, "y1": 1, "x2": 2, "z": 0}',
             "error: unknown arguments ['z'], missing arguments ['y2']",
         ),
+        (
+            'crop\n✿ARGS✿: {"x1": "9", "y1": 9, "x2": 10, "y2": 10}',
+            'error: argument x1 must be "integer", got "9"',
+        ),
+        (
+            'crop\n✿ARGS✿: {"x1": 9, "y1": 9, "x2": 10, "y2": 10, "zoom": 3}',
+            "error: argument zoom must be [1, 2], got 3",
+        ),
+        ('crop\n✿ARGS✿: {"x1": 9, "y1": 9, "x2": 10, "y2": 10, "zoom": null}', "here it is"),
         ('crop\n✿ARGS✿: {"x1": 9, "y1": 9, "x2": 1, "y2": 1}', "error: the part is empty"),
     ],
 )
@@ -100,6 +110,12 @@ def test_the_model_is_told_what_went_wrong(call, told):
     talk = run_tools(Script(f"✿FUNCTION✿: {call}", ": never mind"), asked(), [tool(crop)])
     assert talk.messages[2]["content"][0]["text"].startswith(told)
     assert talk.text == "never mind"
+
+
+def test_a_schema_that_names_no_arguments_takes_any():
+    anything = Tool(ToolSpec("say", parameters={"type": "object"}), lambda **given: sorted(given))
+    talk = run_tools(Script('✿FUNCTION✿: say\n✿ARGS✿: {"a": 1, "b": null}', "ok"), asked(), [anything])
+    assert talk.messages[2]["content"][0]["text"] == '["a", "b"]'
 
 
 def test_results_are_json_unless_they_are_text():

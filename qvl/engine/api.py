@@ -6,11 +6,16 @@ Knows: what can be asked and what comes back. Does not know: models, tensors, pi
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Literal, Protocol
 
 MAX_TOP_LOGPROBS = 20
+MAX_TEMPERATURE = 100
+PENALTIES = (0.01, 100)
+"""Least and most of a repetition penalty: beyond, logits leave what float32 can hold."""
 
 FinishReason = Literal["stop", "length", "repetition", "cancelled"]
 """stop: the model's own end or a stop string; length: `max_new_tokens`; repetition: it went round in circles;
@@ -43,16 +48,23 @@ class Sampling:
         return self.logprobs or self.top_logprobs > 0
 
     def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "top_k", "top_logprobs", *(() if self.seed is None else ("seed",))):
+            _check_number(name, getattr(self, name), whole=True)
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            _check_number(name, getattr(self, name), whole=False)
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if self.temperature < 0:
-            raise ValueError(f"temperature must be >= 0 (0 = greedy), got {self.temperature}")
+        if not 0 <= self.temperature <= MAX_TEMPERATURE:
+            raise ValueError(f"temperature must be >= 0 (0 = greedy) and <= {MAX_TEMPERATURE}, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
         if self.top_k < 0:
             raise ValueError(f"top_k must be >= 0 (0 = off), got {self.top_k}")
-        if self.repetition_penalty <= 0:
-            raise ValueError(f"repetition_penalty must be > 0 (1 = off), got {self.repetition_penalty}")
+        least, most = PENALTIES
+        if not least <= self.repetition_penalty <= most:
+            raise ValueError(f"repetition_penalty must be {least} to {most} (1 = off), got {self.repetition_penalty}")
+        if self.seed is not None and not -(2**63) <= self.seed < 2**64:
+            raise ValueError(f"seed must be a whole number of 64 bits, got {self.seed}")
         if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
             raise ValueError(f"stop must be a tuple of non-empty strings, got {self.stop!r}")
         if not 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS:
@@ -61,10 +73,19 @@ class Sampling:
             _check_schema(self.json_schema)
 
 
+def _check_number(name: str, value: Any, *, whole: bool) -> None:
+    """A wrong type would be found out in the middle of a step, or never: no count of tokens is ever 4.5."""
+    kinds: Any = Integral if whole else Real
+    if isinstance(value, bool) or not (isinstance(value, kinds) and -math.inf < value < math.inf):
+        raise ValueError(f"{name} must be a {'whole' if whole else 'finite'} number, got {value!r}")
+
+
 def _check_schema(text: str) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"json_schema must be JSON text, got {type(text).__name__}")
     try:
         schema = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"json_schema is not JSON: {error}") from None
     if not isinstance(schema, dict):
         raise ValueError(f"json_schema must be a JSON object (a schema), got {type(schema).__name__}")

@@ -54,10 +54,17 @@ class Grammars:
         vocabulary = self._vocabulary(stop_ids)
         anything = json.loads(schema) == {}
         wanted = '{"type": "object"}' if anything else schema
-        grammar = LLMatcher.grammar_from_json_schema(wanted, overrides=_OPTIONS)
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(wanted, overrides=_OPTIONS)
+        except ValueError as error:
+            raise ValueError(f"json_schema cannot be followed: {error}") from error
         if problem := LLMatcher.validate_grammar(grammar, vocabulary):
             raise ValueError(f"json_schema cannot be followed: {problem.strip().splitlines()[-1]}")
-        return Grammar(LLMatcher(vocabulary, grammar))
+        matcher = LLMatcher(vocabulary, grammar, log_level=0)
+        matcher.compute_bitmask()  # some schemas, such as {"$ref": "#"}, turn out to allow nothing only here
+        if matcher.is_error():
+            raise ValueError(f"json_schema cannot be followed: {_first_line(matcher)}")
+        return Grammar(matcher)
 
     def _vocabulary(self, stop_ids: tuple[int, ...]) -> LLTokenizer:
         with self._lock:
@@ -78,7 +85,7 @@ class Grammar:
     @property
     def complete(self) -> bool:
         """Nothing but the end may follow."""
-        return self._matcher.is_stopped()
+        return self._matcher.is_stopped() and not self._matcher.is_error()
 
     def allowed(self, size: int) -> Tensor:
         """bool [size] on the CPU: the ids that may come next; ids past the vocabulary never may.
@@ -87,12 +94,26 @@ class Grammar:
             ValueError: the grammar became too large to be followed.
         """
         bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), np.uint8), bitorder="little")
-        if self._matcher.is_error():
-            raise ValueError(f"json_schema can be followed no further: {self._matcher.get_error()}")
+        self._check()
         allowed_V = np.zeros(size, bool)
         allowed_V[: min(size, len(bits))] = bits[:size]
         return torch.from_numpy(allowed_V)
 
     def push(self, token_id: int) -> None:
-        """Tells the grammar that an allowed token was chosen."""
+        """Tells the grammar that an allowed token was chosen.
+
+        Raises:
+            ValueError: as `allowed`.
+        """
         self._matcher.consume_token(token_id)
+        self._check()
+
+    def _check(self) -> None:
+        """A matcher that met an error calls itself stopped, as one whose text is whole does."""
+        if self._matcher.is_error():
+            raise ValueError(f"json_schema can be followed no further: {_first_line(self._matcher)}")
+
+
+def _first_line(matcher: LLMatcher) -> str:
+    """What went wrong, without the dump of the matcher's state."""
+    return matcher.get_error().strip().partition("\n")[0]

@@ -16,6 +16,9 @@ from torch import Tensor
 from qvl.engine.api import Sampling
 from qvl.engine.grammar import Grammar
 
+_COLDEST = 1e-10
+"""Any temperature below is as good as this one, and logits divided by it would leave what float32 can hold."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -72,7 +75,7 @@ class Sampler:
             logits_V = logits_V.masked_fill(~self._grammar.allowed(len(logits_V)), float("-inf"))
         if s.temperature == 0:
             return int(logits_V.argmax())
-        probs_V = keep_likely((logits_V / s.temperature), s.top_k, s.top_p).softmax(-1)
+        probs_V = keep_likely(logits_V / max(s.temperature, _COLDEST), s.top_k, s.top_p).softmax(-1)
         return int(torch.multinomial(probs_V, 1, generator=self._generator))
 
     def saw(self, token_id: int) -> None:

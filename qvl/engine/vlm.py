@@ -49,7 +49,7 @@ class SamplingOptions(TypedDict, total=False):
     """1 = none."""
     seed: int | None
     """The same seed gives the same sample; None = another each time."""
-    stop: str | Sequence[str]
+    stop: str | Sequence[str] | None
     """Text (or texts) that ends the reply."""
     logprobs: bool
     """Record `Reply.token_logprobs`."""
@@ -206,7 +206,7 @@ def load(
 def _sampling(max_new_tokens: int, temperature: float, options: SamplingOptions) -> Sampling:
     given: dict[str, Any] = {**options}
     stop, schema = options.get("stop", ()), options.get("json_schema")
-    given["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+    given["stop"] = (stop,) if isinstance(stop, str) else tuple(stop or ())
     given["json_schema"] = json.dumps(schema) if isinstance(schema, Mapping) else schema
     return Sampling(max_new_tokens, temperature, **given)
 

@@ -67,7 +67,7 @@ def _check_counts(body: ChatRequest, config: ServeConfig) -> None:
     if body.n > limits.choices:
         raise ApiError(f"n is {body.n}; the limit is {limits.choices}", param="n")
     media = sum(
-        isinstance(part, Mapping) and part.get("type") in _KINDS
+        _is_media(part)
         for message in body.messages
         for part in (message.get("content") if isinstance(message.get("content"), list) else ())
     )
@@ -77,9 +77,13 @@ def _check_counts(body: ChatRequest, config: ServeConfig) -> None:
 
 def _choice(body: ChatRequest) -> str:
     if isinstance(body.tool_choice, NamedTool):
-        if not body.tools:
-            raise ApiError("tool_choice names a tool, but there are no tools", param="tool_choice")
-        return body.tool_choice.function.name
+        name, names = body.tool_choice.function.name, [tool.function.name for tool in body.tools or ()]
+        if name not in names:
+            raise ApiError(
+                f"tool_choice names {name[:100]!r}, but the tools are: {', '.join(names) or 'none'}",
+                param="tool_choice",
+            )
+        return name
     if body.tool_choice == "required" and not body.tools:
         raise ApiError("tool_choice is required, but there are no tools", param="tool_choice")
     return body.tool_choice or "auto"
@@ -95,8 +99,6 @@ def _plain(message: dict[str, Any], index: int) -> dict[str, Any]:
         kept["role"] = "system"
     if message.get("tool_calls"):
         kept["tool_calls"] = message["tool_calls"]
-        if not isinstance(kept["tool_calls"], list):
-            raise ValueError(f"message {index}: tool_calls must be a list")
     elif kept.get("role") == "assistant" and kept.get("content") is None:
         kept["content"] = ""
     if kept.get("role") != "tool":
@@ -113,9 +115,16 @@ def _loaded(message: dict[str, Any], index: int, budget: dict[str, Any], load: L
     return {**message, "content": parts}
 
 
+def _is_media(part: Any) -> bool:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    return isinstance(kind, str) and kind in _KINDS
+
+
 def _loaded_part(part: Any, budget: dict[str, Any], load: Load, where: str) -> Any:
     """An `image_url` or `video_url` part as `image` or `video` with bytes; anything else as it is."""
-    if not isinstance(part, Mapping) or part.get("type") not in _KINDS:
+    if isinstance(part, Mapping):
+        part = {key: value for key, value in part.items() if value is not None}
+    if not _is_media(part):
         return part
     written = part["type"]
     name, kind = _KINDS[written]

@@ -15,6 +15,8 @@ TYPES = {
     404: "not_found_error",
     429: "rate_limit_error",
 }
+_LONGEST = 1000
+"""Characters of a message."""
 
 
 @final
@@ -40,5 +42,7 @@ class ApiError(HTTPException):
 
 def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """`{"error": {"message", "type", "param", "code"}}`."""
+    if len(message) > _LONGEST:  # it may quote what the client sent
+        message = f"{message[:_LONGEST]} ..."
     kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -104,7 +104,7 @@ class Gate:
                 f"host {host!r} is not this machine; use 127.0.0.1, or start the server with a key", status=403
             )
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+        if origin is not None and origin.partition("://")[2] != headers.get("host"):
             raise ApiError(f"pages of {origin} may not use this server; start it with a key", status=403)
 
 

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from qvl.engine.api import PENALTIES
 
 
 class _Strict(BaseModel):
     """No unknown fields, and no guessing: "0.5" is not a number, "yes" is not true."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        """`null` says nothing: clients write it into every field that they leave open."""
+        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
 class StreamOptions(_Strict):
@@ -75,10 +83,10 @@ class ChatRequest(_Strict):
     temperature: Number | None = Field(default=None, ge=0, le=10)
     top_p: Number | None = Field(default=None, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
-    repetition_penalty: Number = Field(default=1.0, gt=0, le=10)
+    repetition_penalty: Number = Field(default=1.0, ge=PENALTIES[0], le=10)
     stop_on_repetition: bool = True
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = None
+    stop: list[str] | None = None
     n: int = Field(default=1, ge=1)
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -108,14 +116,18 @@ class ChatRequest(_Strict):
             raise ValueError("is not implemented here; leave it out (repetition_penalty is)")
         return value
 
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_stop(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
     @field_validator("stop")
     @classmethod
-    def _few_stops(cls, value: str | list[str] | None) -> str | list[str] | None:
-        texts = [value] if isinstance(value, str) else value or []
-        if len(texts) > 16 or not all(texts):
-            raise ValueError(f"must be one to 16 texts that are not empty, got {len(texts)}")
+    def _few_stops(cls, value: list[str] | None) -> list[str] | None:
+        if value and (len(value) > 16 or not all(value)):
+            raise ValueError(f"must be one to 16 texts that are not empty, got {len(value)}")
         return value
 
     @property
     def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return tuple(self.stop or ())

@@ -100,8 +100,10 @@ def with_tools(
 
     Raises:
         ValueError: a result without its call, a call without a result before the conversation goes on, an unknown
-            choice.
+            choice, something that is no message.
     """
+    for index, message in enumerate(messages):
+        _check_form(message, index)
     turns = _fold(list(_in_order(messages)))
     opening = RETURN if turns and turns[-1]["role"] == "assistant" and messages[-1].get("role") == "tool" else ""
     if opening:
@@ -120,6 +122,17 @@ def with_tools(
     return Prompt(_with_system_text(turns, tools_prompt(tools, parallel=parallel)), opening)
 
 
+def _check_form(message: Any, index: int) -> None:
+    """What folding reads is of the type it takes it for; the rest is looked at by `parse_messages`."""
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise ValueError(f"message {index} must be an object with 'role' (a text) and 'content'")
+    content = message.get("content")
+    if not isinstance(content, str | list | tuple) and (content is not None or message["role"] in ("system", "user")):
+        raise ValueError(f"message {index}: content must be a string or a list of parts, not {type(content).__name__}")
+    if not isinstance(message.get("tool_calls") or [], list | tuple):
+        raise ValueError(f"message {index}: tool_calls must be a list")
+
+
 def _with_system_text(turns: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
     has_system = bool(turns) and turns[0]["role"] == "system"
     before = _parts(turns[0]["content"]) if has_system else [_text(DEFAULT_SYSTEM)]
@@ -134,7 +147,7 @@ def _fold(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         role = message.get("role")
         if role == "tool":
             call = message.get("tool_call_id")
-            if call not in open_calls:
+            if not isinstance(call, str) or call not in open_calls:
                 raise ValueError(f"message {index} answers tool call {call!r}, which no message before it has made")
             del open_calls[call]
             _add_result(turns[-1]["content"], _parts(message.get("content")))
@@ -160,7 +173,7 @@ def _fold(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _after_result(turns: Sequence[Mapping[str, Any]]) -> bool:
     """The last turn is the assistant's and ends with a tool's result: what the assistant says next belongs to it."""
-    if not turns or turns[-1]["role"] != "assistant" or not isinstance(turns[-1]["content"], list):
+    if not turns or turns[-1]["role"] != "assistant" or not isinstance(turns[-1].get("content"), list):
         return False
     last = turns[-1]["content"][-1:]
     return bool(last) and isinstance(last[0], Mapping) and str(last[0].get("text", "")) == f"\n{RETURN}: "

@@ -60,6 +60,18 @@ def test_what_cannot_be_followed_is_refused_before_anything_is_computed(vlm):
         vlm.chat(user("x"), json_schema={"type": "banana"})
 
 
+@pytest.mark.parametrize("schema", [{"$ref": "#"}, {"const": "\ud800"}])
+def test_what_allows_nothing_is_refused_too(vlm, schema):
+    with pytest.raises(ValueError, match=r"^json_schema cannot be followed: [^\n]*$"):
+        vlm.chat(user("x"), json_schema=schema)
+
+
+def test_a_schema_that_grows_too_large_is_no_whole_reply(vlm):
+    wide = {"type": "object", "properties": {f"k{i}": {"type": "null"} for i in range(550)}}
+    with pytest.raises(ValueError, match=r"^json_schema can be followed no further: [^\n]*$"):
+        vlm.chat(user("x"), json_schema=wide)
+
+
 def walk(tokenizer: Tokenizer, text: str, stop: str) -> None:
     """Every token of a fitting text is allowed where it stands, and the end only behind it."""
     stops = (tokenizer.special(stop), tokenizer.special("<|endoftext|>"))

@@ -52,6 +52,13 @@ def test_a_seed_decides_and_neighbours_do_not():
     assert len(set(draw(0))) > 1
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-40, 1e-12])
+def test_the_smallest_temperatures_are_greedy(temperature):
+    samplers = [Sampler(Sampling(temperature=temperature, seed=0), []) for _ in range(2)]
+    choices = choose_tokens(torch.stack([LOGITS, LOGITS.flip(0)]), samplers)
+    assert [choice.token_id for choice in choices] == [0, 4]
+
+
 def test_seeds_differ_and_none_means_another_each_time():
     def draw(seed: int | None) -> list[int]:
         sampler = Sampler(Sampling(temperature=2.0, seed=seed), [])
@@ -93,6 +100,16 @@ def test_broken_logits_fail_their_own_row_only(options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"max_new_tokens": 4.5}, "max_new_tokens must be a whole number, got 4.5"),
+        ({"max_new_tokens": "4"}, "max_new_tokens must be a whole number, got '4'"),
+        ({"top_k": True}, "top_k must be a whole number, got True"),
+        ({"temperature": float("nan")}, "temperature must be a finite number, got nan"),
+        ({"temperature": 1e300}, "temperature must be >= 0 .* and <= 100"),
+        ({"repetition_penalty": 1e-300}, "repetition_penalty must be 0.01 to 100"),
+        ({"seed": 2**64}, "seed must be a whole number of 64 bits"),
+        ({"seed": 1.5}, "seed must be a whole number, got 1.5"),
+        ({"json_schema": 3}, "json_schema must be JSON text, got int"),
+        ({"json_schema": '{"not":' * 5000}, "json_schema is not JSON"),
         ({"top_logprobs": 21}, "top_logprobs must be 0 to 20, got 21"),
         ({"json_schema": "{"}, "json_schema is not JSON"),
         ({"json_schema": "[]"}, "must be a JSON object .a schema., got list"),

@@ -156,6 +156,15 @@ def talk(*messages: object) -> dict:
     return {"model": "canned", "messages": list(messages)}
 
 
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def called(key: object, result: object) -> dict:
+    """A body in which a tool was called and gave a result."""
+    return talk({"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "tool_call_id": key, "content": result})
+
+
 BODIES = {
     "not json": (b"{", None, "not JSON"),
     "not an object": (b"[]", None, "valid dictionary"),
@@ -169,7 +178,13 @@ BODIES = {
     "an unknown role": (talk({"role": "boss", "content": "x"}), "messages", "role 'boss'"),
     "a message that is text": (talk("hi"), "messages.0", "dictionary"),
     "an unknown part": (ask({"type": "input_audio", "input_audio": {}}), "messages", "type 'input_audio'"),
+    "a part whose type is a list": (ask({"type": []}), "messages", "has type []"),
+    "a message without a role": (talk({"content": "x"}), "messages", "message 0 must be an object with 'role'"),
     "content of a number": (talk({"role": "user", "content": 3}), "messages", "content must be"),
+    "tools, and nothing said": (talk({"role": "system"}) | {"tools": TOOLS}, "messages", "not NoneType"),
+    "a result that is a number": (called("c", 5), "messages", "message 1: content must be"),
+    "a result that is an object": (called("c", {"text": "x"}), "messages", "message 1: content must be"),
+    "a result of a list": (called(["c"], "x"), "messages", "answers tool call ['c'], which no message"),
     "a number as text": (ask("hi", temperature="0.5"), "temperature", "valid number"),
     "true for a number": (ask("hi", max_tokens=True), "max_tokens", "valid integer"),
     "yes for true": (ask("hi", stream="yes"), "stream", "valid boolean"),
@@ -180,6 +195,11 @@ BODIES = {
     "no tokens": (ask("hi", max_tokens=0), "max_tokens", "greater than or equal to 1"),
     "many choices": (ask("hi", n=1000), "n", "n is 1000; the limit is 8"),
     "an empty stop": (ask("hi", stop=[""]), "stop", "not empty"),
+    "a stop of numbers": (ask("hi", stop=[3]), "stop.0", "valid string"),
+    "a tool that is not there": (
+        ask("hi", tools=TOOLS, tool_choice={"type": "function", "function": {"name": "none"}}),
+        "tool_choice", "tool_choice names 'none', but the tools are: f",
+    ),
     "another model": (ask("hi") | {"model": "gpt"}, "model", "no model 'gpt'"),
     "half a character": (talk({"role": "user", "content": "\ud800"}) | {"top": 1}, "top", ""),
 }  # fmt: skip
@@ -194,6 +214,12 @@ def test_bad_bodies(live, name):
     assert error["param"] == param
     assert message in error["message"]
     assert len(error["message"]) < 600
+
+
+def test_what_was_sent_is_not_sent_back_whole(live):
+    answer = live.post(talk({"role": "x" * 100_000, "content": "y"}))
+    assert answer.status_code == 400
+    assert len(error_of(answer)["message"]) < 1100
 
 
 def test_bodies_that_are_too_large_are_not_read_into_memory(live):
@@ -299,6 +325,7 @@ def test_a_form_must_be_json(live):
 
 def test_pages_of_other_sites_and_other_names_are_turned_away(live):
     assert live.post(ask("hi"), headers={"Origin": "https://evil.example"}).status_code == 403
+    assert live.post(ask("hi"), headers={"Origin": "http://["}).status_code == 403
     assert live.post(ask("hi"), headers={"Host": "evil.example"}).status_code == 403
     assert live.post(ask("hi"), headers={"Origin": live.url}).status_code == 200
 

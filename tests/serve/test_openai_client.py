@@ -10,6 +10,8 @@ from canned_live import CannedLive, words
 from clips import clip_file
 from live_server import Live, data_uri, picture, png, serving
 
+from qvl.engine.api import Sampling
+from qvl.serve.schema import ChatRequest
 from qvl.text.grounding import box, ref
 
 CAT = f"{ref('the cat')}{box((0, 0, 500, 500))} sleeps."
@@ -92,6 +94,22 @@ def test_every_option_reaches_the_engine(client, engine):
     assert (first.stop, first.max_new_tokens, first.seed, second.seed) == (("\n", "END"), 5, 7, 8)
     client.chat.completions.create(model="canned", messages=question("hi"))
     assert (engine.asked[-1].sampling.temperature, engine.asked[-1].sampling.max_new_tokens) == (0.0, 256)
+
+
+def test_null_says_nothing(client, engine):
+    def ask(**fields: object) -> Sampling:
+        extra = {
+            "messages": [{"role": "user", "content": [{"type": "text", "text": "hi", "image_url": None}]}],
+            **fields,
+        }
+        client.chat.completions.create(model="canned", messages=[], extra_body=extra)
+        return engine.asked[-1].sampling
+
+    nothing = dict.fromkeys(set(ChatRequest.model_fields) - {"model", "messages"})
+    assert ask(**nothing, reasoning_effort=None) == ask()
+    function = {"name": "look", "description": None, "parameters": None, "strict": None}
+    ask(tools=[{"type": "function", "function": function}])
+    assert "look:  Parameters: {" in words(engine.asked[-1])
 
 
 def test_choices_are_told_apart_in_a_stream(client, engine):
