@@ -117,6 +117,22 @@ def test_weights_mix_files_and_still_use_every_line(tmp_path: Path) -> None:
         DataFile("a", 0)
 
 
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "train.jsonl").write_text(json.dumps(entry("a dog?")) + "\n")
+    source = UserSource(files(tmp_path / "a", tmp_path / "b"), 0)
+    assert source.tasks == ("a/train", "b/train")
+    assert sorted(names(source, range(2))) == ["a/train.jsonl:1", "b/train.jsonl:1"]
+
+
+@pytest.mark.parametrize("line", ['{"a": ' + "[" * 100_000, json.dumps({"image": "x" * 300})])
+def test_whatever_is_wrong_is_said_with_file_and_line(tmp_path: Path, line: str) -> None:
+    (tmp_path / "x.jsonl").write_text(line.replace('{"image"', json.dumps(entry("<image>"))[:-1] + ', "image"'))
+    with pytest.raises((ValueError, OSError), match=r"^x.jsonl:1: "):
+        UserSource(files(tmp_path / "x.jsonl"), 0)[0]
+
+
 @pytest.fixture
 def spoilt(tmp_path: Path) -> Path:
     """Twelve lines; 3 is no JSON, 5 lacks its picture, 7 has a damaged one, 9 has two placeholders for one picture."""
