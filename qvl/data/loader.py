@@ -6,6 +6,9 @@ Does not know: what is in a pack.
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 
 import torch
@@ -21,7 +24,21 @@ class _Packs(IterableDataset["Pack | ValueError | OSError"]):
     def __iter__(self) -> Iterator[Pack | ValueError | OSError]:
         # The worker must not take the cores that the model computes on.
         torch.set_num_threads(1)
+        _left_to_the_parent()
         return _or_error(self._make())
+
+
+def _left_to_the_parent() -> None:
+    """SIGTERM often goes to all processes of a run (`timeout`, systemd, a cluster's scheduler). The parent then still
+    needs packs for the step under way, and says itself when the worker is to end."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads to come inherit it
+    threading.Thread(target=_end_when_the_parent_says, daemon=True).start()
+
+
+def _end_when_the_parent_says() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _or_error(packs: Iterator[Pack]) -> Iterator[Pack | ValueError | OSError]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import multiprocessing
 import pickle
 import re
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -200,6 +202,20 @@ def test_an_error_in_the_worker_is_raised_as_it_is(spoilt: Path, processor: Proc
 def sample(words: str, hw: tuple[int, int] = (280, 560), pictures: int = 1) -> Sample:
     shown = tuple(Image(np.zeros((*hw, 3), np.uint8)) for _ in range(pictures))
     return Sample("x.jsonl:1", "x", (Message("user", (*shown, Text("a dog?"))), Message("assistant", (Text(words),))))
+
+
+def test_sigterm_to_all_processes_leaves_packs_coming(tmp_path: Path, processor: Processor) -> None:
+    source = UserSource(files(write(tmp_path / "x.jsonl", [entry("a dog?")] * 3)), 0)
+    stream = background(lambda: packs(source, processor, PackLimits(40, 0), "chatml"), prefetch=2)
+    next(stream)
+    (worker,) = multiprocessing.active_children()
+    # By another process than the parent, whose word ends it.
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    for _ in range(6):
+        next(stream)
+    worker.terminate()
+    worker.join(60)
+    assert worker.exitcode == 0
 
 
 def test_a_sample_that_is_too_long_gets_smaller_pictures(processor: Processor) -> None:
