@@ -26,20 +26,30 @@ def export(
     """
     import torch
 
-    from qvl.checkpoint.adapter import save_adapter
+    from qvl.checkpoint.adapter import CONFIG_FILE, save_adapter
     from qvl.cli.start import restore
     from qvl.engine.vlm import VLM
     from qvl.models.lora import merge_lora
 
     config, built, where = restore(run)
     if config.lora is not None and not merge:
+        _refuse_beside(folder, "config.json", "a model")
+        if dtype is not None:
+            built.model.to(getattr(torch, dtype))
         save_adapter(built.model, folder, config.lora, base=config.model)
         print(f"Adapter of {run} ({where}): {folder}")
         print(f"In Python: qvl.load({config.model!r}, lora={str(folder)!r})")
         return
+    _refuse_beside(folder, CONFIG_FILE, "an adapter")
     merge_lora(built.model)
     if dtype is not None:
         built.model.to(getattr(torch, dtype))
     VLM(built.model, built.processor).save(folder)
     print(f"Model of {run} ({where}): {folder}")
     print(f"Next: qvl chat --model {folder}")
+
+
+def _refuse_beside(folder: Path, file: str, what: str) -> None:
+    """A model and an adapter in one folder: transformers would put the adapter around the merged model again."""
+    if (folder / file).exists():
+        raise ValueError(f"{folder} holds {what} ({file}); choose another folder, or delete that one")

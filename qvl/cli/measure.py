@@ -90,7 +90,10 @@ def measure_easy_vqa(
 
     Raises:
         FileNotFoundError: the questions were not fetched yet.
+        ValueError: `questions` below 0.
     """
+    if questions < 0:
+        raise ValueError(f"samples must be at least 1, or 0 for all, got {questions}")
     return evaluate(
         generator,
         (EasyVqaTask(),),

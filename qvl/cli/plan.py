@@ -164,6 +164,8 @@ def _mix(
     if pictures is not None:
         mix = replace(mix, hws=parse_mix(pictures))
     if words is not None:
+        if words < 1:
+            raise ValueError(f"words must be at least 1, got {words}")
         each = max(1, words // mix.turns)
         mix = replace(mix, words=each, learned=max(1, min(each, each * mix.learned // mix.words)))
     return mix

@@ -46,9 +46,9 @@ def read_recipe(
     return as_config(found, str(file))
 
 
-def _load(file: Path) -> dict[str, Any]:
+def _load(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A recipe's plain values. With `base: FILE` they are those of another recipe, overlaid with the file's own
-    top-level values and changed by its `set` (dotted key -> value)."""
+    top-level values and changed by its `set` (dotted key -> value). `above`: the recipes that build on this one."""
     if not file.is_file():
         near = ", ".join(str(p) for p in sorted(file.parent.glob("*.yaml"))) or "none"
         raise FileNotFoundError(f"there is no recipe {file}; recipes in that folder: {near}")
@@ -61,9 +61,12 @@ def _load(file: Path) -> dict[str, Any]:
     found = json.loads(json.dumps(found, default=str))  # YAML anchors share objects; a setting must change one place
     base, settings = found.pop("base", None), found.pop("set", {})
     if base is not None:
-        if (file.parent / base).resolve() == file.resolve():
-            raise ValueError(f"{file} is its own base")
-        found = _load(file.parent / base) | found
+        if not isinstance(base, str):
+            raise ValueError(f"{file}: base must be the path of one recipe, got {base!r}")
+        family = (*above, file.resolve())
+        if (file.parent / base).resolve() in family:
+            raise ValueError(f"{file} is its own base" + (f", by way of {above[-1].name}" if above else ""))
+        found = _load(file.parent / base, family) | found
     if not isinstance(settings, dict):
         raise ValueError(f"{file}: set must hold dotted keys and values, got {settings!r}")
     for key, value in settings.items():
@@ -138,24 +141,24 @@ def _check_keys(kind: type, data: Any, source: str, where: str) -> None:
     Where one of several words is meant and one of them is written in digits, the number that YAML reads becomes it.
     """
     if not isinstance(data, dict):
-        return
+        raise ValueError(f"{source}: {where[:-1]} must hold keys and values, got {data!r}")
     hints = get_type_hints(kind)
     for key, value in data.items():
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, 1, cutoff=0.5)
             meant = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(hints)}"
             raise ValueError(f"{source}: unknown key {where + str(key)!r}; {meant}")
+        if value is None and type(None) not in get_args(hints[key]):
+            raise ValueError(f"{source}: {where}{key} has no value; give it one or leave the line out")
         inner = _dataclass_in(hints[key])
-        if inner is None:
+        if inner is None or value is None:
             if type(value) is int and str(value) in _words_in(hints[key]):
                 data[key] = str(value)
             continue
         if isinstance(value, list):
             for number, item in enumerate(value):
-                if not isinstance(item, dict):
-                    raise ValueError(f"{source}: {where}{key}.{number} must hold keys and values, got {item!r}")
                 _check_keys(inner, item, source, f"{where}{key}.{number}.")
-        else:
+        elif get_origin(hints[key]) is not tuple or isinstance(value, dict):
             _check_keys(inner, value, source, f"{where}{key}.")
 
 
@@ -181,7 +184,11 @@ def apply_setting(recipe: dict[str, Any], setting: str) -> None:
     keys = path.split(".")
     if not equals or not all(keys):
         raise ValueError(f"--set takes KEY=VALUE such as stages.chat.optim.lr=1e-4, got {setting!r}")
-    _put(recipe, keys, yaml.safe_load(text), setting)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--set {setting}: {text!r} is not a YAML value: {error}") from error
+    _put(recipe, keys, value, setting)
 
 
 def _put(recipe: dict[str, Any], keys: list[str], value: Any, setting: str) -> None:

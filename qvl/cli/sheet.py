@@ -82,8 +82,10 @@ def write_first_look(config: TrainConfig, processor: Processor, file: Path, coun
     sections = []
     for stage in config.stages:
         source = sample_source(config, stage)
-        about = f"<p>{escape(source.description)}</p>" if isinstance(source, UserSource) else ""
-        body = _articles(source, range(_LOOKED_AT), count, processor, stage, config.data.strict)
+        about, most = "", _LOOKED_AT
+        if isinstance(source, UserSource):
+            about, most = f"<p>{escape(source.description)}</p>", min(most, len(source))
+        body = _articles(source, range(most), count, processor, stage, config.data.strict)
         sections.append(f"<h2>{escape(stage.name)}</h2>{about}{body}")
     _write(file, config, sections)
     print(f"First look at the data, before the first step: {file}")

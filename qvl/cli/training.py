@@ -133,7 +133,8 @@ def claim(config: TrainConfig, folder: Path) -> None:
     """Makes the folder this recipe's, or finds that it is. A finished run also keeps its minutes.
 
     Raises:
-        ValueError: the folder holds a run with another recipe; the message says where they differ.
+        ValueError: the folder holds a run with another recipe; the message says where they differ. Or it holds what a
+            new run would write over: a finished model without its checkpoint, a config.yaml that no run has written.
     """
     file = folder / "config.yaml"
     if (folder / "checkpoint").is_dir() and file.is_file():
@@ -146,9 +147,27 @@ def claim(config: TrainConfig, folder: Path) -> None:
                 f"Choose another --run, or delete {folder} to train anew"
             )
     else:
+        _check_nothing_is_lost(folder, file)
         (folder / "metrics.jsonl").unlink(missing_ok=True)  # of a start that saved nothing
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(recipe_text(config), encoding="utf-8")
+
+
+def _check_nothing_is_lost(folder: Path, file: Path) -> None:
+    """Of a folder without a checkpoint to go on from."""
+    if (folder / "model").is_dir():
+        raise ValueError(
+            f"{folder} holds a trained model ({folder / 'model'}) but no checkpoint to go on from: choose another "
+            "--run, or delete it to train anew"
+        )
+    if not file.is_file():
+        return
+    try:
+        ours = file.read_text(encoding="utf-8") == recipe_text(read_recipe(file))
+    except ValueError:
+        ours = False
+    if not ours:
+        raise ValueError(f"{file} was not written by qvl train and would be replaced: choose another --run")
 
 
 def parameters_by_part(model: nn.Module) -> dict[str, int]:

@@ -50,10 +50,16 @@ class LoraConfig:
     """Learn every row's length apart from its direction."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
+        if self.rank < 1 or not 0 < self.alpha < float("inf") or not 0 <= self.dropout < 1:
             raise ValueError(
                 f"lora needs rank >= 1, alpha > 0 and 0 <= dropout < 1, got rank={self.rank}, alpha={self.alpha}, "
                 f"dropout={self.dropout}"
+            )
+        if not self.parts or not self.targets:
+            # Without adapters all weights would learn.
+            raise ValueError(
+                f"lora adapts nothing: parts={list(self.parts)}, targets={list(self.targets)}; name some, or leave "
+                "lora out to train the weights themselves"
             )
 
 

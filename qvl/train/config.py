@@ -11,6 +11,7 @@ from typing import Literal
 from qvl.data.user.config import DataConfig
 from qvl.data.world.config import WorldConfig
 from qvl.models.lora import LoraConfig
+from qvl.train.bounds import ANY, check_bounds
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,13 @@ class OptimConfig:
     """Factor on the learning rate of the language model."""
     vision_layer_decay: float = 1.0
     """Layer-wise decay: vision block i of n gets factor decay^(n - i), the patch embedding decay^(n + 1)."""
+
+    def __post_init__(self) -> None:
+        rates = ("lr", "muon_lr", "vision_lr", "merger_lr", "text_lr", "vision_layer_decay")
+        check_bounds(self, "optim.", **dict.fromkeys((*rates, "eps", "weight_decay", "clip"), (0, ANY)))
+        check_bounds(self, "optim.", min_lr_ratio=(0, 1), warmup=(0, 1))
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas are {self.betas}; both must be at least 0 and below 1")
 
 
 Part = Literal["vision", "merger", "text"]
@@ -96,6 +104,13 @@ class StageConfig:
     """Measure on the development split when the stage ends."""
 
     def __post_init__(self) -> None:
+        if not self.name.strip() or "/" in self.name or self.name.startswith("."):
+            raise ValueError(f"a stage is called {self.name!r}; its scores go to a folder of its name, so it needs one")
+        where = f"stage {self.name}: "
+        counts = ("steps", "epochs", "share", "patches_per_pack", "samples_per_pack", "tokens_per_sample")
+        check_bounds(self, where, **dict.fromkeys(counts, (0, ANY)), tokens_per_pack=(1, ANY), accumulate=(1, ANY))
+        if not (self.steps or self.epochs or self.share):
+            raise ValueError(f"{where}it has no end: give it steps, epochs (of files) or a share of the run's minutes")
         if self.optim.warmup_steps and not 0 < self.optim.warmup_steps < self.steps:
             raise ValueError(
                 f"stage {self.name}: warmup_steps is {self.optim.warmup_steps}, the stage has {self.steps} steps; give "
@@ -215,3 +230,16 @@ class TrainConfig:
     """Held-out questions per task after each stage."""
     final_eval_samples: int = 200
     """Held-out questions per task at the end."""
+
+    def __post_init__(self) -> None:
+        sizes = ("image_px", "queries", "seed", "threads", "profile_steps")
+        check_bounds(self, "", **dict.fromkeys((*sizes, "minutes", "peak_tflops", "save_every_minutes"), (0, ANY)))
+        check_bounds(self, "", log_every=(1, ANY))
+        if min(self.eval_samples, self.final_eval_samples) < 1:
+            raise ValueError(
+                f"eval_samples is {self.eval_samples} and final_eval_samples {self.final_eval_samples}; both must be "
+                "at least 1. A stage that is not to be measured says evaluate: false"
+            )
+        timed = [stage.name for stage in self.stages if not stage.steps and not stage.epochs]
+        if timed and not self.minutes:
+            raise ValueError(f"minutes is 0, but {', '.join(timed)} get a share of them; give minutes, steps or epochs")

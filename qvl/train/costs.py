@@ -65,6 +65,8 @@ class Device:
     def __post_init__(self) -> None:
         if self.memory <= 0 or self.count < 1:
             raise ValueError(f"a plan needs devices with memory, got {self.count} with {self.memory} bytes")
+        if not self.flops >= 0:
+            raise ValueError(f"a device computes 0 operations a second or more, got tflops={self.flops / 1e12:g}")
         if not 0 < self.utilisation <= 1:
             raise ValueError(f"utilisation is a share between 0 and 1, got {self.utilisation}")
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, final
@@ -59,7 +60,8 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, total_seconds: float, peak_flops: float, writes: bool = True) -> None:
-        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8") if writes else None
+        self._file = (folder / "metrics.jsonl").open("ab", buffering=0) if writes else None
+        self._unwritten = b""
         self._board = _tensorboard(folder / "tensorboard") if writes else None
         self._total = total_seconds
         self._peak = peak_flops
@@ -92,7 +94,16 @@ class RunLog:
         if self._file is not None:
             self._file.close()
         if self._board is not None:
-            self._board.close()
+            self._if_there_is_room("tensorboard", self._board.close)
+
+    def _if_there_is_room(self, name: str, write: Callable[[], object]) -> bool:
+        """A full disk costs the log, not the training: there may be room again before the next state is saved."""
+        try:
+            write()
+        except OSError as error:
+            log.warning("could not write %s: %s. Training goes on", name, error)
+            return False
+        return True
 
     def _reset(self) -> None:
         self._since = time.perf_counter()
@@ -143,16 +154,20 @@ class RunLog:
         }
         self._memory = f", {max(memory.row().values()):.1f} GB"
         if self._file is not None:
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
+            self._unwritten += json.dumps(row).encode() + b"\n"
+            self._if_there_is_room("metrics.jsonl", self._write_rows)
         if self._board is not None:
-            for key, value in row.items():
-                if isinstance(value, float):
-                    self._board.add_scalar(f"{stage}/{key}", value, step)
-            for task, value in row["task_loss"].items():
-                self._board.add_scalar(f"{stage}/task/{task}", value, step)
+            shown = partial(_show, self._board, stage, step, row)
+            if not self._if_there_is_room("tensorboard", shown):
+                self._board = None  # its writer does not recover
         self._reset()
         return row
+
+    def _write_rows(self) -> None:
+        """What there is no room for waits for the next call, so that no row is torn."""
+        assert self._file is not None
+        while self._unwritten:
+            self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 
 
 def forget_after(folder: Path, done: Collection[str], stage: str, step: int) -> None:
@@ -174,6 +189,15 @@ def clock(seconds: float) -> str:
     whole = max(0, round(seconds))
     hours, rest = divmod(whole, 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def _show(board: Any, stage: str, step: int, row: dict[str, Any]) -> None:
+    """A row as TensorBoard's points."""
+    for key, value in row.items():
+        if isinstance(value, float):
+            board.add_scalar(f"{stage}/{key}", value, step)
+    for task, value in row["task_loss"].items():
+        board.add_scalar(f"{stage}/task/{task}", value, step)
 
 
 def _tensorboard(folder: Path) -> Any:

@@ -12,8 +12,9 @@ from typing import Literal, final
 
 from qvl.batch import IGNORE
 from qvl.data.fitting import prepare
-from qvl.data.packing import SampleSource
+from qvl.data.packing import Forgiving, SampleSource
 from qvl.inputs.processor import Processor
+from qvl.inputs.sequence import Sequence as Prepared
 from qvl.media.resize import Geometry, PixelBudget, smart_resize
 from qvl.models.qwen2_vl.config import Qwen2VLConfig
 from qvl.models.qwen_vl.config import QwenVLConfig
@@ -130,13 +131,13 @@ def mix_of(source: SampleSource, processor: Processor, stage: StageConfig, looks
     """What the samples of a stage are like on average, by looking at some of them.
 
     Raises:
-        ValueError, OSError: a sample cannot be used.
+        ValueError, OSError: a sample cannot be used, and training would not leave it out; or none can.
     """
-    samples = [source[i] for i in range(looks)]
-    held = [p for sample in samples for p in prepare(sample, processor, stage.chat_format)]
+    samples = _usable(source, processor, stage, looks)
+    held = [p for sample in samples for p in sample]
     medium = stage.world.medium if any(len(p.vision_rows_M) for p in held) else "pixels"
     visuals = [v for p in held for v in p.visuals]
-    pictures = len(visuals) or looks
+    pictures = len(visuals) or len(samples)
     branches = sum(p.branch for p in held)
     turns = max(1, round(branches / pictures))
     marks = MARKS * pictures * (2 if medium == "both" else 1)
@@ -145,3 +146,19 @@ def mix_of(source: SampleSource, processor: Processor, stage: StageConfig, looks
     hws = tuple(v.original_hw for v in visuals) or (stage.world.sizes if medium == "words" else ())
     each = pictures * turns
     return Mix(hws, turns, max(1, round(words / each)), max(1, round(learned / each)), branches > 0, medium)
+
+
+def _usable(source: SampleSource, processor: Processor, stage: StageConfig, looks: int) -> list[list[Prepared]]:
+    """The sequences of the first `looks` samples, those left out that training leaves out."""
+    found: list[list[Prepared]] = []
+    wrong: ValueError | OSError | None = None
+    for i in range(looks):
+        try:
+            found.append(prepare(source[i], processor, stage.chat_format))
+        except (ValueError, OSError) as error:
+            if not isinstance(source, Forgiving) or not source.allowed_bad:
+                raise
+            wrong = wrong or error
+    if wrong is not None and not found:
+        raise wrong
+    return found

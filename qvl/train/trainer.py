@@ -174,6 +174,7 @@ class Trainer:
         run.feed.close()
         self.model.eval()
         if self.on_stage_end is not None and run.stage.evaluate and not self.config.data.files:
+            self._save(index, run)  # an evaluation takes minutes; a kill in it costs no training
             self.on_stage_end(self.parallel.whole_model(), run.stage)
         self._save(index + 1, None)
         # Also because the next stage's data worker is a fork of this process, which must have no thread at work then.

@@ -117,7 +117,11 @@ def _lines(path: Path) -> list[Json]:
     if not path.is_file():
         return []
     rows = []
-    for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not `splitlines`: what a model has said may hold U+2028 and its like, which JSON leaves as they are.
+    *lines, unfinished = path.read_text(encoding="utf-8").split("\n")
+    if unfinished.endswith("}"):
+        lines.append(unfinished)  # else a line that is being written, or was when its run was killed
+    for i, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:

@@ -103,6 +103,17 @@ def test_a_first_look_shows_boxes_and_what_is_learned(base, data, tmp_path, caps
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_a_first_look_at_few_lines_shows_each_once(base, data, tmp_path, capsys) -> None:
+    first, second, *_ = data.read_text().splitlines(keepends=True)
+    few = data.with_name("few.jsonl")
+    few.write_text(first + second)
+    assert main(arguments("lora", base, few, tmp_path / "run", "--dry-run")) == 0
+    assert (tmp_path / "run" / "first_look.html").read_text().count("<article>") == 2
+    few.write_text(first.replace("pictures/0", "pictures/gone"))
+    assert main(arguments("lora", base, few, tmp_path / "none", "--dry-run")) == USER_ERROR
+    assert "none of 1 samples can be used; the first: few.jsonl:1" in capsys.readouterr().err
+
+
 def test_data_show_reads_files(base, data, tmp_path, capsys) -> None:
     settings = [f"model={base}", f"data.files=[{{path: {data}}}]", "data.boxes=px"]
     command = ["data", "show", "--config", str(RECIPES / "lora.yaml"), "--count", "2", "--out", str(tmp_path)]
@@ -170,6 +181,9 @@ def test_fine_tuning_from_a_folder_to_a_folder(recipe, base, data, tmp_path, mon
     assert sum(found[-4:]) < 0.75 * sum(found[:4])
 
     if recipe == "lora":
+        for kind, more in (("adapter", ["--merge"]), ("model", [])):
+            assert main(["export", str(run), str(run / kind), *more]) == USER_ERROR
+            assert f"holds {'a model' if kind == 'model' else 'an adapter'}" in capsys.readouterr().err
         whole = tmp_path / "whole"
         assert main([str(whole) if a == str(run) else a for a in command]) == 0
         assert losses(whole) == found, "stopped or not, it is the same run"

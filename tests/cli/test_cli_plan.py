@@ -54,3 +54,18 @@ def test_what_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Presets: qwen2-vl-2b" in capsys.readouterr().err
     assert main(["plan"]) == USER_ERROR
     assert "a plan needs a model or a recipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--words", "0"], "words must be at least 1, got 0"),
+        (["--tflops", "-1"], "got tflops=-1"),
+        (["--tokens-per-pack", "0"], "tokens_per_pack is 0"),
+        (["--devices", "0"], "a plan needs devices with memory, got 0"),
+        (["--pictures", "0x10"], "has no pixels"),
+    ],
+)
+def test_numbers_that_cannot_be(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "tiny", "--memory", "8", *options]) == USER_ERROR
+    assert said in capsys.readouterr().err

@@ -46,6 +46,22 @@ def test_values_are_typed(recipe: Path) -> None:
         ("stages.0.name=final", "give each a name of its own, other than 'final'"),
         ("model.size=1", "model is a single value"),
         ("minutes", "--set takes KEY=VALUE"),
+        ("stages.0.steps=[1", "'[1' is not a YAML value"),
+        ("minutes=-1", "minutes is -1.0; it must be a number at least 0"),
+        ("log_every=0", "log_every is 0; it must be a number at least 1"),
+        ("eval_samples=0", "A stage that is not to be measured says evaluate: false"),
+        ("model=null", "model has no value"),
+        ("data=5", "data must hold keys and values, got 5"),
+        ("data.files=[{path: ''}]", "a data file has an empty path"),
+        ("stages.0.optim=null", "stages.0.optim has no value"),
+        ("stages.0.optim.lr=.nan", "stages.0: optim.lr is nan; it must be a number at least 0"),
+        ("stages.0.optim.warmup=3", "optim.warmup is 3.0; it must be a number from 0 to 1"),
+        ("stages.0.optim.betas=[0.9, 1.0]", "optim.betas are (0.9, 1.0)"),
+        ("stages.0.accumulate=0", "stage words: accumulate is 0; it must be a number at least 1"),
+        ("stages.0.epochs=.inf", "stage words: epochs is inf"),
+        ("stages.0={name: words, trains: [text], share: 0}", "stage words: it has no end: give it steps"),
+        ("stages.0.name=../x", "a stage is called '../x'"),
+        ("lora={targets: []}", "lora adapts nothing: parts=['text'], targets=[]"),
     ],
 )
 def test_a_wrong_value_names_the_key(recipe: Path, setting: str, said: str) -> None:
@@ -96,12 +112,27 @@ def test_a_recipe_builds_on_another(recipe: Path) -> None:
     for text, said in [
         ("base: own.yaml", "is its own base"),
         ("base: gone.yaml", "there is no recipe"),
+        ("base: 5", "base must be the path of one recipe, got 5"),
         ("base: small.yaml\nset: 3", "set must hold dotted keys and values, got 3"),
         ("base: small.yaml\nset: {stages.nope.steps: 3}", "no 'stages.nope'; known are: words, chat"),
     ]:
         own.write_text(text)
         with pytest.raises((ValueError, FileNotFoundError), match=said):
             read_recipe(own)
+
+
+def test_recipes_that_build_on_each_other_are_refused(recipe: Path) -> None:
+    a, b = recipe.with_name("a.yaml"), recipe.with_name("b.yaml")
+    a.write_text("base: b.yaml")
+    b.write_text("base: a.yaml")
+    with pytest.raises(ValueError, match=r"b\.yaml is its own base, by way of a\.yaml"):
+        read_recipe(a)
+
+
+def test_minutes_are_needed_where_a_stage_gets_a_share(recipe: Path) -> None:
+    assert read_recipe(recipe, None, ["minutes=0"]).minutes == 0, "its stages have steps"
+    with pytest.raises(ValueError, match="minutes is 0, but chat get a share of them"):
+        read_recipe(recipe, None, ["minutes=0", "stages.chat.steps=0"])
 
 
 def test_both_generations_go_through_the_same_stages() -> None:

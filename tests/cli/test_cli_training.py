@@ -55,6 +55,18 @@ def test_a_start_that_saved_nothing_leaves_no_log(recipe: Path, tmp_path: Path) 
     assert not (folder / "metrics.jsonl").exists()
 
 
+def test_a_folder_with_something_else_in_it_is_left_alone(recipe: Path, tmp_path: Path) -> None:
+    own = tmp_path / "config.yaml"
+    for text in ("lr: 3\n", f"# my recipe\n{recipe.read_text()}"):
+        own.write_text(text)
+        with pytest.raises(ValueError, match=r"config\.yaml was not written by qvl train"):
+            claim(read_recipe(recipe), tmp_path)
+        assert own.read_text() == text
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"holds a trained model .* but no checkpoint"):
+        claim(read_recipe(recipe), tmp_path / "run")
+
+
 @pytest.mark.slow
 def test_demo_from_nothing_to_report_and_again(
     recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -10,6 +10,7 @@ from PIL import Image as Picture
 
 from qvl.data.user.boxes import rescale
 from qvl.data.user.layouts import layout_of, read_entry
+from qvl.data.user.objects import unit_of
 from qvl.text.grounding import parse_grounding
 from qvl.text.messages import Image, Message, Text, Video
 
@@ -96,6 +97,13 @@ def turns(question: str, answer: str = "yes", **more: object) -> dict:
         ({"conversations": [{"from": "human", "value": ["x"]}]}, r"conversations\[0\].value must be text; parts in a"),
         ({"messages": [{"role": "user", "content": "x"}]}, "ends with a turn of the user"),
         (turns("x", ""), "the answer in turn 1 is empty"),
+        (turns("x", " \n"), "the answer in turn 1 is empty"),
+        (turns("x", system={"a": 1}), "the field 'system' must be text"),
+        (turns("<image>", image="iVBORw0K" * 1000), r"'iVBORw0K.*'... \(8000 characters\) is no path"),
+        (turns("<image>", image={"bytes": "iVBORw0K" * 1000}), r"not as {'bytes': 'iVBORw0K.{,30}'}$"),
+        (turns("<bbox>", objects={"bbox": 5}), "objects.bbox must be a list with one item for each object, got 5"),
+        (turns("<ref-object>", objects={"ref": "cat"}), "objects.ref must be a list with one item"),
+        (turns("<bbox>", objects={"bbox": [], "image_id": [[0], [1]]}), "image_id names several pictures"),
         (turns("<image>\n<image> which?", image="a.png"), "2 <image> in the text, but 1 given"),
         (turns("no placeholder", image="a.png"), "0 <image> in the text, but 1 given"),
         (turns("<image>", image="a.png", images=["b.png"]), "both 'image' and 'images'"),
@@ -197,3 +205,13 @@ def test_objects_of_ms_swift(root: Path) -> None:
     question, answer = rescale(read_entry(entry, root), "px")
     assert question.parts[1].text == "Where is <|object_ref_start|>the cat<|object_ref_end|>?"
     assert answer.parts[0].text == "<|box_start|>(100,250),(500,500)<|box_end|>"
+
+
+def test_ms_swifts_unit_counts_and_may_not_contradict_the_recipe() -> None:
+    shares = {"objects": {"bbox_type": "norm1"}}
+    assert unit_of(shares, None) == unit_of(shares, "relative") == "relative"
+    assert unit_of({}, "1000") == "1000"
+    with pytest.raises(ValueError, match=r"'norm1', which is boxes: relative, but the recipe .* says px"):
+        unit_of(shares, "px")
+    with pytest.raises(ValueError, match="bbox_type is 'norm1000'; known are real, norm1"):
+        unit_of({"objects": {"bbox_type": "norm1000"}}, None)

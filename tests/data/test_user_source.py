@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import multiprocessing
 import pickle
 import re
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -117,6 +119,22 @@ def test_weights_mix_files_and_still_use_every_line(tmp_path: Path) -> None:
         DataFile("a", 0)
 
 
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "train.jsonl").write_text(json.dumps(entry("a dog?")) + "\n")
+    source = UserSource(files(tmp_path / "a", tmp_path / "b"), 0)
+    assert source.tasks == ("a/train", "b/train")
+    assert sorted(names(source, range(2))) == ["a/train.jsonl:1", "b/train.jsonl:1"]
+
+
+@pytest.mark.parametrize("line", ['{"a": ' + "[" * 100_000, json.dumps({"image": "x" * 300})])
+def test_whatever_is_wrong_is_said_with_file_and_line(tmp_path: Path, line: str) -> None:
+    (tmp_path / "x.jsonl").write_text(line.replace('{"image"', json.dumps(entry("<image>"))[:-1] + ', "image"'))
+    with pytest.raises((ValueError, OSError), match=r"^x.jsonl:1: "):
+        UserSource(files(tmp_path / "x.jsonl"), 0)[0]
+
+
 @pytest.fixture
 def spoilt(tmp_path: Path) -> Path:
     """Twelve lines; 3 is no JSON, 5 lacks its picture, 7 has a damaged one, 9 has two placeholders for one picture."""
@@ -184,6 +202,20 @@ def test_an_error_in_the_worker_is_raised_as_it_is(spoilt: Path, processor: Proc
 def sample(words: str, hw: tuple[int, int] = (280, 560), pictures: int = 1) -> Sample:
     shown = tuple(Image(np.zeros((*hw, 3), np.uint8)) for _ in range(pictures))
     return Sample("x.jsonl:1", "x", (Message("user", (*shown, Text("a dog?"))), Message("assistant", (Text(words),))))
+
+
+def test_sigterm_to_all_processes_leaves_packs_coming(tmp_path: Path, processor: Processor) -> None:
+    source = UserSource(files(write(tmp_path / "x.jsonl", [entry("a dog?")] * 3)), 0)
+    stream = background(lambda: packs(source, processor, PackLimits(40, 0), "chatml"), prefetch=2)
+    next(stream)
+    (worker,) = multiprocessing.active_children()
+    # By another process than the parent, whose word ends it.
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    for _ in range(6):
+        next(stream)
+    worker.terminate()
+    worker.join(60)
+    assert worker.exitcode == 0
 
 
 def test_a_sample_that_is_too_long_gets_smaller_pictures(processor: Processor) -> None:

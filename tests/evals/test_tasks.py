@@ -129,6 +129,13 @@ def test_grounded_f1_needs_name_and_place(make_sample, make_reply):
         assert judged[0]["grounded_f1"] == pytest.approx(value), boxes
 
 
+def test_nothing_there_and_nothing_said_is_right(make_sample, make_reply):
+    empty = make_sample("1", "caption_grounded", answer="an empty table", names=[], boxes_px=[])
+    cat = make_reply("a cat", ("a cat", (0, 0, 5, 5)))
+    assert GroundedCaption(NAMES).judge([empty], [make_reply("nothing")])[0]["grounded_f1"] == 1.0
+    assert GroundedCaption(NAMES).judge([empty], [cat])[0]["grounded_f1"] == 0.0
+
+
 def test_a_dialogue_ends_with_words_or_with_a_place(make_sample, make_reply):
     words = make_sample("1", "dialogue", answer="left", answer_boxes_px=[])
     place = make_sample("2", "dialogue", answer="there", answer_boxes_px=[(0, 0, 10, 10)])

@@ -53,6 +53,18 @@ def test_the_log_says_what_was_computed_how_fast_and_with_how_much(tmp_path, cap
         assert "gpu_memory_gb" not in row
 
 
+def test_a_full_disk_costs_no_training(tmp_path, caplog) -> None:
+    memory = Memory(1 << 20)
+    with train_log.RunLog(tmp_path, 0, 1e12) as run_log:
+        file = run_log._file
+        with open("/dev/full", "ab", buffering=0) as run_log._file, caplog.at_level(logging.WARNING):
+            run_log.write("one", 1, 0.1, memory)
+        assert "could not write metrics.jsonl: [Errno 28] No space left on device. Training goes on" in caplog.text
+        run_log._file = file
+        run_log.write("one", 2, 0.2, memory)
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+
+
 def test_tensorboard_has_every_number(tmp_path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     saving_jobs.trainer(recipe(tmp_path))[0].fit()

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 
 import pytest
 
+from qvl.data.user import DataConfig, DataFile, UserSource
+from qvl.inputs.processor import Processor
 from qvl.layers.decoder import DecoderConfig
 from qvl.media.resize import PixelBudget
 from qvl.models.lora import LoraConfig
 from qvl.models.qwen2_vl.config import Qwen2VLConfig, VisionConfig, preset
 from qvl.models.qwen_vl.config import PRESETS
 from qvl.models.vlm import VLMConfig
+from qvl.text.tokenizer import Tokenizer
 from qvl.train.config import OptimConfig, ParallelConfig, StageConfig, TrainConfig
 from qvl.train.costs import Device
-from qvl.train.mix import Mix, Picture
+from qvl.train.mix import Mix, Picture, mix_of
 from qvl.train.plan import StagePlan, cache_bytes, gib, plan_stage
 
 CONFIG = Qwen2VLConfig(
@@ -52,6 +56,19 @@ def test_a_picture() -> None:
     assert picture.positions == 37 + 2, "keys and values are 999, positions only 37"
     first = Picture.of((768, 1024), PRESETS["qwen-vl"], PixelBudget())
     assert (first.seen_hw, first.tokens, first.patches, first.positions) == ((448, 448), 258, 1024, 258)
+
+
+def test_lines_that_training_leaves_out_are_not_planned_for(tmp_path) -> None:
+    good = {"conversations": [{"from": "human", "value": "a dog?"}, {"from": "gpt", "value": "a cat"}]}
+    (tmp_path / "x.jsonl").write_text(json.dumps(good) + "\nbroken\n")
+    processor = Processor(Tokenizer.reduced(["a dog and a cat"], 0))
+    files = DataConfig((DataFile(str(tmp_path / "x.jsonl")),))
+    assert mix_of(UserSource(files, 0), processor, STAGE, looks=2).turns == 1
+    with pytest.raises(ValueError, match=r"x\.jsonl:2: not valid JSON"):
+        mix_of(UserSource(replace(files, strict=True), 0), processor, STAGE, looks=2)
+    (tmp_path / "x.jsonl").write_text("broken\n")
+    with pytest.raises(ValueError, match=r"x\.jsonl:1: not valid JSON"):
+        mix_of(UserSource(files, 0), processor, STAGE, looks=2)
 
 
 def test_keys_and_values() -> None:

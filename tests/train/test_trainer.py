@@ -95,6 +95,23 @@ def test_a_crash_after_the_last_save_leaves_no_step_twice_in_the_log(tmp_path, m
     assert [r["step"] for r in rows(tmp_path)] == [1, 2, 3, 4]
 
 
+def test_a_kill_while_a_stage_is_measured_costs_no_step(tmp_path, model, processor) -> None:
+    config = replace(recipe(tmp_path, (3,)), save_every_minutes=60)
+
+    def killed(model, stage) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(config, model, processor, Source, killed).fit()
+    trained, measured = weights(model), []
+    model.init_weights(99)
+    trainer = Trainer(config, model, processor, Source, lambda model, stage: measured.append(stage.name))
+    trainer._step = None  # nothing is left to train
+    trainer.fit()
+    assert torch.equal(weights(model), trained)
+    assert measured == ["stage0"]
+
+
 def test_accumulation_does_not_change_the_step(tmp_path, model, processor, world) -> None:
     """One pack of n samples, or the same samples in several packs: the same gradients."""
     from qvl.data.fitting import prepare

@@ -167,6 +167,23 @@ def test_mistakes_are_named(run, tmp_path):
         read_run(run)
 
 
+def test_a_run_under_way_is_reported_up_to_its_last_whole_line(run):
+    log = run / "metrics.jsonl"
+    whole = read_run(run).log
+    log.write_text(log.read_text() + '{"stage": "chat", "elapsed_s": 3')
+    assert read_run(run).log == whole
+    write_report(run)
+
+
+def test_an_answer_may_hold_any_character(run):
+    path = run / "eval" / "final" / "predictions.jsonl"
+    first, *rest = path.read_text(encoding="utf-8").split("\n")
+    said = json.loads(first) | {"prediction": "one\u2028two\x85three"}
+    path.write_text("\n".join([json.dumps(said, ensure_ascii=False), *rest]), encoding="utf-8")
+    assert read_run(run).predictions[0]["prediction"] == "one\u2028two\x85three"
+    write_report(run)
+
+
 def test_reporting_imports_no_torch_and_no_evals():
     code = (
         "import sys; import qvl.viz.report; "

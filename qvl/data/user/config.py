@@ -24,6 +24,8 @@ class DataFile:
     """Folder that pictures' paths start from (default: that of `DataConfig`, else the file's own folder)."""
 
     def __post_init__(self) -> None:
+        if not self.path.strip():
+            raise ValueError("a data file has an empty path; name a file, or a folder (`.` is this one)")
         if not 0 < self.weight < float("inf"):
             raise ValueError(f"weight of {self.path} must be above 0, got {self.weight}; leave the file out instead")
 

@@ -10,6 +10,7 @@ Does not know: files of entries, units of boxes, whether a picture can be decode
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,8 @@ _PLACEHOLDER = re.compile(r"(<image>|<video>)\n?")
 """The line break that LLaVA writes behind a placeholder belongs to the placeholder."""
 _NUMBERED = re.compile(r"Picture \d+: ?(?=<img>)")
 _BEHIND = re.compile(r"(?<=</img>)\n")
+_LONGEST_PATH = 1024
+"""Longer than any path that people write; what is longer is a picture's bytes in base64."""
 _ADDRESS = re.compile(r"^(?:data:|[A-Za-z][A-Za-z0-9+.\-]+://)")
 
 
@@ -79,8 +82,10 @@ def read_entry(entry: Any, root: Path) -> tuple[Message, ...]:
     else:
         messages = _with_placeholders(entry, turns, root)
     system = entry.get("system")
+    if system and not isinstance(system, str):
+        raise ValueError(f"the field 'system' must be text, got {system!r}")
     if system and messages[0].role != "system":
-        messages.insert(0, Message("system", (Text(str(system)),)))
+        messages.insert(0, Message("system", (Text(system),)))
     _check_turns(messages, key)
     return tuple(messages)
 
@@ -110,7 +115,7 @@ def _check_turns(messages: list[Message], key: str) -> None:
     if messages[-1].role != "assistant":
         raise ValueError(f"{key} ends with a turn of the {messages[-1].role}: there is no answer to learn")
     for i, message in enumerate(messages):
-        if message.role == "assistant" and not any(isinstance(p, Text) and p.text for p in message.parts):
+        if message.role == "assistant" and not any(isinstance(p, Text) and p.text.strip() for p in message.parts):
             raise ValueError(f"{key}: the answer in turn {i} is empty")
 
 
@@ -197,10 +202,15 @@ def locate(source: Any, root: Path, where: str) -> str:
         ValueError: not a text.
     """
     if not isinstance(source, str) or not source:
-        raise ValueError(f"{where}: a picture or clip must be given as a path, not as {source!r}")
+        raise ValueError(f"{where}: a picture or clip must be given as a path, not as {reprlib.repr(source)}")
     path = source.removeprefix("file://")
     if _ADDRESS.match(path):
         return path
+    if len(path) > _LONGEST_PATH:
+        raise ValueError(
+            f"{where}: {path[:40]!r}... ({len(path)} characters) is no path; a picture's bytes in base64 are given as "
+            "data:image/png;base64,..."
+        )
     found = root / path
     if not found.is_file():
         raise FileNotFoundError(

@@ -59,7 +59,7 @@ class EntryFile:
         data = os.pread(self._file.fileno(), int(self._sizes[index]), int(self._starts[index]))
         try:
             return json.loads(data)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"not valid JSON ({error}): {data[:60]!r}") from None
 
     def __getstate__(self) -> dict[str, object]:

@@ -7,6 +7,7 @@ Does not know: packs, tokens; what is done about a sample that cannot be used.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -19,6 +20,7 @@ from qvl.data.user.boxes import rescale
 from qvl.data.user.config import DataConfig
 from qvl.data.user.layouts import read_entry
 from qvl.data.user.lines import EntryFile, data_files
+from qvl.data.user.objects import unit_of
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,12 @@ class _Member:
     root: Path
     draws: int
     """Samples of this file in an epoch."""
+    folder: str
+    """`folder/` before its name where another file has the same one, else empty."""
+
+    @property
+    def task(self) -> str:
+        return self.folder + self.file.path.stem
 
 
 @final
@@ -49,14 +57,16 @@ class UserSource:
         """Lines that may turn out to be unusable (`packing.Forgiving`)."""
         self._seed = seed
         members = []
-        for part in config.files:
-            for path in data_files(part.path):
-                file, root = EntryFile(path), part.image_root or config.image_root
-                members.append(_Member(file, Path(root or path.parent), max(1, round(part.weight * len(file)))))
+        found = [(part, path) for part in config.files for path in data_files(part.path)]
+        stems = Counter(path.stem for _, path in found)
+        for part, path in found:
+            file, root = EntryFile(path), part.image_root or config.image_root
+            folder = f"{path.absolute().parent.name}/" if stems[path.stem] > 1 else ""
+            members.append(_Member(file, Path(root or path.parent), max(1, round(part.weight * len(file))), folder))
         if not members:
             raise ValueError("there are no data files: name some in the recipe (data.files) or with --data")
         self._members = tuple(members)
-        self.tasks = tuple(dict.fromkeys(m.file.path.stem for m in members))
+        self.tasks = tuple(dict.fromkeys(m.task for m in members))
         """The files' names: losses are reported for each."""
         self._ends = np.cumsum([m.draws for m in members])
 
@@ -68,25 +78,29 @@ class UserSource:
     def description(self) -> str:
         """What was found, for people: `a.jsonl 500, b.jsonl 20 (10 per epoch)`."""
         return ", ".join(
-            f"{m.file.path.name} {len(m.file)}" + (f" ({m.draws} per epoch)" if m.draws != len(m.file) else "")
+            f"{m.folder}{m.file.path.name} {len(m.file)}"
+            + (f" ({m.draws} per epoch)" if m.draws != len(m.file) else "")
             for m in self._members
         )
 
     def __getitem__(self, index: int) -> Sample:
         """
         Raises:
-            FileNotFoundError, ValueError: the line cannot be used; the message begins with file and line.
+            OSError, ValueError: the line cannot be used; the message begins with file and line.
         """
         number, line = self._place(index)
         member = self._members[number]
-        name = member.file.name(line)
+        name = member.folder + member.file.name(line)
         try:
-            messages = rescale(read_entry(member.file[line], member.root), self.config.boxes)
+            entry = member.file[line]
+            messages = rescale(read_entry(entry, member.root), unit_of(entry, self.config.boxes))
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{name}: {error}") from None
+        except OSError as error:
+            raise OSError(f"{name}: {error}") from None
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        return Sample(name, member.file.path.stem, messages)
+        return Sample(name, member.task, messages)
 
     def _place(self, index: int) -> tuple[int, int]:
         """File and entry of sample `index`."""

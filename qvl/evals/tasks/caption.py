@@ -105,4 +105,5 @@ class GroundedCaption(Task):
             if best is not None:
                 missing.remove(best)
                 found += 1
-        return 2 * found / (len(boxes) + len(sample.meta["names"]))
+        every = len(boxes) + len(sample.meta["names"])
+        return 2 * found / every if every else 1.0  # nothing there, nothing said
