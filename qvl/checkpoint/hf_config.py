@@ -72,8 +72,9 @@ def parse_config(top: Fields) -> Qwen2VLConfig:
             video_pad=top.integer("video_token_id"),
             vision_start=top.integer("vision_start_token_id"),
             vision_end=top.integer("vision_end_token_id"),
-            bos=text.integer("bos_token_id"),
-            eos=text.integers("eos_token_id")[0],
+            # Where nobody set them, version 4 leaves both out and version 5 writes the released ids.
+            bos=text.integer("bos_token_id", TokenIds().bos),
+            eos=text.integers("eos_token_id", (TokenIds().eos,))[0],
         ),
     )
 

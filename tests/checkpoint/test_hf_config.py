@@ -97,6 +97,12 @@ def test_flag_at_either_level_ties() -> None:
     assert parse(data | {"tie_word_embeddings": True}).tie_embeddings
 
 
+def test_ends_that_nobody_set() -> None:
+    data = released() | {"bos_token_id": None}
+    del data["eos_token_id"]
+    assert parse(data) == preset("qwen2-vl-7b")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
