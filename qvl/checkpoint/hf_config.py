@@ -62,18 +62,19 @@ def parse_config(top: Fields) -> Qwen2VLConfig:
     text = nested if nested.data else top
     return Qwen2VLConfig(
         text=_text(text),
-        vision=_vision(top.child(vision), text.integer("hidden_size")),
-        vocab_size=text.integer("vocab_size"),
+        vision=_vision(top.child(vision), text.size("hidden_size")),
+        vocab_size=text.size("vocab_size"),
         # Versions 4.52 to 4.57 kept the flag inside text_config only, version 5 at the top only.
         tie_embeddings=top.flag("tie_word_embeddings", False) or text.flag("tie_word_embeddings", False),
-        max_positions=text.integer("max_position_embeddings"),
+        max_positions=text.size("max_position_embeddings"),
         ids=TokenIds(
             image_pad=top.integer("image_token_id"),
             video_pad=top.integer("video_token_id"),
             vision_start=top.integer("vision_start_token_id"),
             vision_end=top.integer("vision_end_token_id"),
-            bos=text.integer("bos_token_id"),
-            eos=text.integers("eos_token_id")[0],
+            # Where nobody set them, version 4 leaves both out and version 5 writes the released ids.
+            bos=text.integer("bos_token_id", TokenIds().bos),
+            eos=text.integers("eos_token_id", (TokenIds().eos,))[0],
         ),
     )
 
@@ -144,18 +145,18 @@ def stored_dtype(data: Mapping[str, Any]) -> torch.dtype | None:
 def _text(text: Fields) -> DecoderConfig:
     text.expect("hidden_act", "silu", "the SwiGLU of Qwen2")
     text.expect("use_sliding_window", False, "no released Qwen2-VL uses a sliding window")
-    width, heads = text.integer("hidden_size"), text.integer("num_attention_heads")
-    if heads < 1 or width % heads:
+    width, heads = text.size("hidden_size"), text.size("num_attention_heads")
+    if width % heads:
         raise ValueError(f"{text.source}: hidden_size {width} is not a multiple of num_attention_heads {heads}")
     text.expect("head_dim", width // heads, "the head size is hidden_size / num_attention_heads")
     theta, sections = _rope(text)
     return DecoderConfig(
         width=width,
-        layers=text.integer("num_hidden_layers"),
+        layers=text.size("num_hidden_layers"),
         heads=heads,
-        kv_heads=text.integer("num_key_value_heads"),
+        kv_heads=text.size("num_key_value_heads"),
         head_size=width // heads,
-        mlp_hidden=text.integer("intermediate_size"),
+        mlp_hidden=text.size("intermediate_size"),
         norm_eps=text.number("rms_norm_eps"),
         rope_theta=theta,
         rope_sections=sections,
@@ -165,7 +166,7 @@ def _text(text: Fields) -> DecoderConfig:
 def _rope(text: Fields) -> tuple[float, tuple[int, ...]]:
     """Theta and frequencies per axis, from `rope_parameters` (5.x) or `rope_scaling` + `rope_theta`."""
     rope = text.child("rope_parameters") if text.has("rope_parameters") else text.child("rope_scaling")
-    theta = rope.number("rope_theta") if rope.has("rope_theta") else text.number("rope_theta")
+    theta = rope.positive("rope_theta") if rope.has("rope_theta") else text.positive("rope_theta")
     for key in ("type", "rope_type"):
         if rope.has(key) and rope.data[key] not in ("mrope", "default"):
             raise ValueError(f"{rope.source}: {key} {rope.data[key]!r} is not implemented, only mrope (or default)")
@@ -189,17 +190,17 @@ def _vision(vision: Fields, text_width: int) -> VisionConfig:
         raise ValueError(f"{vision.source}: hidden_act is {activation!r}, implemented are quick_gelu and gelu")
     vision.expect("hidden_size", text_width, "here it names the merger's output, the language model's hidden_size")
     released = VisionConfig()
-    width = vision.integer("embed_dim", released.width)
+    width = vision.size("embed_dim", released.width)
     return VisionConfig(
         width=width,
-        layers=vision.integer("depth", released.layers),
-        heads=vision.integer("num_heads", released.heads),
-        mlp_hidden=int(width * vision.number("mlp_ratio", released.mlp_hidden / released.width)),
-        patch=vision.integer("patch_size", released.patch),
-        temporal_patch=vision.integer("temporal_patch_size", released.temporal_patch),
-        merge=vision.integer("spatial_merge_size", released.merge),
-        channels=vision.integer("in_channels", released.channels),
-        rope_theta=vision.child("rope_parameters").number("rope_theta", _VISION_THETA),
+        layers=vision.size("depth", released.layers),
+        heads=vision.size("num_heads", released.heads),
+        mlp_hidden=int(width * vision.positive("mlp_ratio", released.mlp_hidden / released.width)),
+        patch=vision.size("patch_size", released.patch),
+        temporal_patch=vision.size("temporal_patch_size", released.temporal_patch),
+        merge=vision.size("spatial_merge_size", released.merge),
+        channels=vision.size("in_channels", released.channels),
+        rope_theta=vision.child("rope_parameters").positive("rope_theta", _VISION_THETA),
         rope=vision.flag("qvl_rope", True),
         activation=activation,
         table_side=vision.integer("qvl_position_side", 0),

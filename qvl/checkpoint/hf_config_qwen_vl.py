@@ -49,9 +49,9 @@ def parse_config(top: Fields) -> QwenVLConfig:
         text=text,
         vision=_vision(visual),
         adapter=_adapter(visual, text.width),
-        vocab_size=top.integer("vocab_size"),
+        vocab_size=top.size("vocab_size"),
         tie_embeddings=top.flag("tie_word_embeddings", False),
-        max_positions=top.integer("max_position_embeddings"),
+        max_positions=top.size("max_position_embeddings"),
         ids=TokenIds(
             image_start=visual.integer("image_start_id", 151857),
             bos=top.integer("bos_token_id", eos),
@@ -65,30 +65,30 @@ def parse_text(top: Fields) -> DecoderConfig:
     top.expect("rotary_pct", 1.0, "all of a head's channels turn")
     top.expect("no_bias", True, "the only bias of a layer is that of queries, keys and values")
     top.expect("scale_attn_weights", True, "scores are divided by the square root of the head size")
-    width, heads = top.integer("hidden_size"), top.integer("num_attention_heads")
-    size = top.integer("kv_channels")
+    width, heads = top.size("hidden_size"), top.size("num_attention_heads")
+    size = top.size("kv_channels")
     if heads * size != width:
         raise ValueError(
             f"{top.source}: num_attention_heads {heads} x kv_channels {size} = {heads * size} must be the "
             f"hidden_size {width}"
         )
-    halves = top.integer("intermediate_size")
+    halves = top.size("intermediate_size")
     if halves % 2:
         raise ValueError(f"{top.source}: intermediate_size counts both halves of the SwiGLU, so {halves} must be even")
     trained = BeyondTraining(
-        trained_len=top.integer("seq_length"),
+        trained_len=top.size("seq_length"),
         dynamic_ntk=top.flag("use_dynamic_ntk", False),
         logn=top.flag("use_logn_attn", False),
     )
     return DecoderConfig(
         width=width,
-        layers=top.integer("num_hidden_layers"),
+        layers=top.size("num_hidden_layers"),
         heads=heads,
         kv_heads=heads,
         head_size=size,
         mlp_hidden=halves // 2,
         norm_eps=top.number("layer_norm_epsilon"),
-        rope_theta=top.number("rotary_emb_base"),
+        rope_theta=top.positive("rotary_emb_base"),
         rope_float32=True,
         beyond=trained,
     )
@@ -147,22 +147,22 @@ def config_json(config: QwenVLConfig, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _vision(visual: Fields) -> VisionConfig:
-    width = visual.integer("width")
+    width = visual.size("width")
     return VisionConfig(
         width=width,
-        layers=visual.integer("layers"),
-        heads=visual.integer("heads"),
-        mlp_hidden=int(width * visual.number("mlp_ratio")),
-        patch=visual.integer("patch_size"),
-        image_px=visual.integer("image_size"),
-        table_side=visual.integer(TABLE_KEY, _TABLE_SIDE),
+        layers=visual.size("layers"),
+        heads=visual.size("heads"),
+        mlp_hidden=int(width * visual.positive("mlp_ratio")),
+        patch=visual.size("patch_size"),
+        image_px=visual.size("image_size"),
+        table_side=visual.size(TABLE_KEY, _TABLE_SIDE),
     )
 
 
 def _adapter(visual: Fields, text_width: int) -> AdapterConfig:
     visual.expect("output_dim", text_width, "vision tokens have the width of the language model")
-    queries = visual.integer("n_queries", _QUERIES)
-    heads = visual.integer(HEADS_KEY, max(1, text_width // _HEAD_SIZE))
+    queries = visual.size("n_queries", _QUERIES)
+    heads = visual.size(HEADS_KEY, max(1, text_width // _HEAD_SIZE))
     return AdapterConfig(queries=queries, heads=heads)
 
 

@@ -6,6 +6,7 @@ Knows: which file a field came from, so that every message names it. Does not kn
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,11 +58,26 @@ class Fields:
             raise ValueError(f"{self.source}: {key} must be a whole number, got {value!r}")
         return value
 
+    def size(self, key: str, default: int | None = None) -> int:
+        """A whole number of at least 1: a width, a count, a length."""
+        value = self.integer(key, default)
+        if value < 1:
+            raise ValueError(f"{self.source}: {key} must be at least 1, got {value}")
+        return value
+
     def number(self, key: str, default: float | None = None) -> float:
+        """A finite one (python's json reads NaN and Infinity too)."""
         value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
             raise ValueError(f"{self.source}: {key} must be a number, got {value!r}")
         return float(value)
+
+    def positive(self, key: str, default: float | None = None) -> float:
+        """A number above 0."""
+        value = self.number(key, default)
+        if value <= 0:
+            raise ValueError(f"{self.source}: {key} must be above 0, got {value:g}")
+        return value
 
     def flag(self, key: str, default: bool) -> bool:
         value = self._value(key, default)
@@ -70,10 +86,10 @@ class Fields:
         return value
 
     def integers(self, key: str, default: tuple[int, ...] | None = None) -> tuple[int, ...]:
-        """A list of whole numbers; a single one counts as a list of one (`eos_token_id` comes in both forms)."""
+        """A list of whole numbers, never empty; a single one counts as a list of one (`eos_token_id` comes as both)."""
         value = self._value(key, default)
         items = list(value) if isinstance(value, (list, tuple)) else [value]
-        if any(isinstance(item, bool) or not isinstance(item, int) for item in items):
+        if not items or any(isinstance(item, bool) or not isinstance(item, int) for item in items):
             raise ValueError(f"{self.source}: {key} must be a list of whole numbers, got {value!r}")
         return tuple(items)
 

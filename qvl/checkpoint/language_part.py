@@ -159,23 +159,23 @@ def _from_folder(folder: Path) -> LanguagePart:
     rope = fields.child("rope_parameters") if fields.has("rope_parameters") else fields.child("rope_scaling")
     for key in ("type", "rope_type"):
         rope.expect(key, "default", "scaled rotary positions of language models are not implemented")
-    heads, width = fields.integer("num_attention_heads"), fields.integer("hidden_size")
+    heads, width = fields.size("num_attention_heads"), fields.size("hidden_size")
     weights = WeightFiles.find(folder)
     return LanguagePart(
         source=str(folder),
         config=DecoderConfig(
             width=width,
-            layers=fields.integer("num_hidden_layers"),
+            layers=fields.size("num_hidden_layers"),
             heads=heads,
-            kv_heads=fields.integer("num_key_value_heads", heads),
-            head_size=fields.integer("head_dim", width // heads),
-            mlp_hidden=fields.integer("intermediate_size"),
+            kv_heads=fields.size("num_key_value_heads", heads),
+            head_size=fields.size("head_dim", width // heads),
+            mlp_hidden=fields.size("intermediate_size"),
             norm_eps=fields.number("rms_norm_eps"),
-            rope_theta=rope.number("rope_theta") if rope.has("rope_theta") else fields.number("rope_theta", 10000.0),
+            rope_theta=(rope if rope.has("rope_theta") else fields).positive("rope_theta", 10000.0),
         ),
-        vocab_size=fields.integer("vocab_size"),
+        vocab_size=fields.size("vocab_size"),
         tie_embeddings=fields.flag("tie_word_embeddings", False) or HEAD not in weights.shapes,
-        max_positions=fields.integer("max_position_embeddings"),
+        max_positions=fields.size("max_position_embeddings"),
         weights=weights,
     )
 

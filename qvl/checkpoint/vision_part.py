@@ -105,9 +105,9 @@ def _from_dino(folder: Path, fields: Fields) -> VisionPart:
     fields.expect("hidden_act", "gelu", "DINOv2's activation")
     fields.expect("use_swiglu_ffn", False, "the giant DINOv2's feed-forward is not implemented")
     weights = _Tensors.of_folder(folder, ("", "dinov2."), DINO)
-    width = fields.integer("hidden_size")
-    mlp_ratio = fields.number("mlp_ratio", 4)
-    config = _tower(weights, fields.integer("num_attention_heads"), int(width * mlp_ratio), "gelu")
+    width = fields.size("hidden_size")
+    mlp_ratio = fields.positive("mlp_ratio", 4)
+    config = _tower(weights, fields.size("num_attention_heads"), int(width * mlp_ratio), "gelu")
     return _part(str(folder), config, weights, _pixels(folder, IMAGENET_PIXELS))
 
 
@@ -116,8 +116,8 @@ def _from_clip(folder: Path, fields: Fields) -> VisionPart:
     if activation not in ("quick_gelu", "gelu"):
         raise ValueError(f"{fields.source}: hidden_act {activation!r} is not one of: quick_gelu, gelu")
     weights = _Tensors.of_folder(folder, ("vision_model.", ""), CLIP)
-    heads = fields.integer("num_attention_heads")
-    config = _tower(weights, heads, fields.integer("intermediate_size"), activation)
+    heads = fields.size("num_attention_heads")
+    config = _tower(weights, heads, fields.size("intermediate_size"), activation)
     return _part(str(folder), config, weights, _pixels(folder, CLIP_PIXELS))
 
 
@@ -125,16 +125,16 @@ def _from_open_clip(folder: Path) -> VisionPart:
     fields = Fields.read(folder / "open_clip_config.json")
     settings = fields.child("model_cfg")
     vision = settings.child("vision_cfg")
-    width = vision.integer("width")
+    width = vision.size("width")
     for name in ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"):
         if (folder / name).is_file():
             weights = _Tensors.of_file(open_tensors(folder / name), ("visual.",), OPEN_CLIP, str(folder / name))
             break
     else:
         raise FileNotFoundError(f"no open_clip_model.safetensors or open_clip_pytorch_model.bin in {folder}")
-    heads = width // vision.integer("head_width", 64)
+    heads = width // vision.size("head_width", 64)
     activation = "quick_gelu" if settings.flag("quick_gelu", False) else "gelu"
-    config = _tower(weights, heads, int(width * vision.number("mlp_ratio", 4.0)), activation)
+    config = _tower(weights, heads, int(width * vision.positive("mlp_ratio", 4.0)), activation)
     pixels = fields.child("preprocess_cfg").data
     mean, std = pixels.get("mean", CLIP_PIXELS[0]), pixels.get("std", CLIP_PIXELS[1])
     return _part(str(folder), config, weights, (tuple(mean), tuple(std)))

@@ -123,7 +123,9 @@ class Processor:
         Raises:
             ValueError: naming the conversation and what is wrong with it.
         """
-        if conversations and isinstance(conversations[0], Mapping | Message):
+        if isinstance(conversations, Mapping | str) or (
+            conversations and isinstance(conversations[0], Mapping | Message)
+        ):
             raise ValueError("expected a list of conversations, got one conversation: wrap it in a list")
         sequences = [
             self.sequence(

@@ -236,6 +236,8 @@ def _open(source: str | bytes, name: str):
         with av.open(target, options=options) as container:
             if not container.streams.video:
                 raise ValueError(f"{name} has no video stream")
+            if container.streams.video[0].codec_context is None:
+                raise ValueError(f"{name} has a codec that FFmpeg has no decoder for (or is damaged); convert it")
             yield container
     except (av.error.FFmpegError, EOFError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__

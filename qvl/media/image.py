@@ -11,6 +11,7 @@ import base64
 import binascii
 import io
 import re
+import struct
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_PNG_ORIENTATION = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+"""Where a PNG may say that it is turned: one of these is in its bytes, or it does not."""
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.\-]+://")
 _DATA_URI = re.compile(r"^data:(?P<type>[^;,]*)(?P<options>(?:;[^;,]*)*),", re.IGNORECASE)
 
@@ -91,6 +94,8 @@ def image_hw(source: Any, *, max_source_pixels: int = MAX_SOURCE_PIXELS) -> tupl
         picture = _open_header(data)
     with picture:
         _check_size(picture, name, max_source_pixels)
+        if picture.format == "PNG" and not any(mark in data for mark in _PNG_ORIENTATION):
+            return picture.height, picture.width  # Pillow would decode it all to look behind the pixels
         return _upright_hw(picture)
 
 
@@ -129,7 +134,14 @@ def local_path(source: Any, *, kind: str) -> Path:
             f"download the {kind} and give its plain path, its bytes or a data URI"
         )
     path = Path(source)
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:  # a name that no file can have, or a folder that may not be looked into
+        raise ValueError(
+            f"{str(source)[:80]!r} ({len(str(source))} characters) cannot be the path of a {kind}: {error.strerror}; "
+            f"base64 needs data:{kind if kind == 'video' else 'image'}/...;base64, before it"
+        ) from None
+    if not there:
         raise FileNotFoundError(f"no such {kind} file: {str(source)[:400]}")
     if not path.is_file():
         raise ValueError(f"{path} is not a regular file, so it cannot be a {kind}")
@@ -197,14 +209,15 @@ def _blame(name: str):
 
 
 def _orientation(picture: Image.Image) -> int:
-    """EXIF orientation 1..8; 1 (upright) also where the EXIF block is absent or unreadable, and for TIFF, which Pillow
-    turns upright itself while it decodes."""
+    """EXIF orientation 1..8; 1 (upright) also where the EXIF block is absent, unreadable or says another number, and
+    for TIFF, which Pillow turns upright itself while it decodes."""
     if picture.format == "TIFF":
         return 1
     try:
-        return int(picture.getexif().get(_EXIF_ORIENTATION, 1))
-    except (SyntaxError, ValueError, TypeError, KeyError, OSError, IndexError, OverflowError):
+        told = int(picture.getexif().get(_EXIF_ORIENTATION, 1))
+    except (SyntaxError, ValueError, TypeError, KeyError, OSError, IndexError, OverflowError, struct.error):
         return 1  # damaged EXIF says nothing about orientation; the pixels are still good
+    return told if told in _UPRIGHT else 1
 
 
 def _upright_hw(picture: Image.Image) -> tuple[int, int]:
@@ -215,7 +228,7 @@ def _upright_hw(picture: Image.Image) -> tuple[int, int]:
 def _to_upright_rgb(picture: Image.Image) -> Image.Image:
     turn = _UPRIGHT.get(_orientation(picture))
     picture.load()
-    has_alpha = picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info
+    has_alpha = picture.has_transparency_data  # also of a palette's colours
     if picture.mode in _DEEP_GREY:
         rgb = Image.fromarray(_DEEP_GREY[picture.mode](np.asarray(picture))).convert("RGB")
     elif has_alpha:

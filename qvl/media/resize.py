@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 MAX_ASPECT_RATIO = 200
+_LARGEST = 1 << 53
+"""What an option may ask for: what is computed from it still fits a float."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +144,8 @@ def whole(name: str, value: float | None, default: int) -> int:
     """`value` (or `default` for None) as a positive integer; ValueError naming the option otherwise."""
     if value is None:
         return default
-    if isinstance(value, bool) or not math.isfinite(value) or value != int(value) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    if isinstance(value, bool) or not 1 <= value <= _LARGEST or value != int(value):
+        raise ValueError(f"{name} must be a whole number of at least 1 and at most {_LARGEST}, got {value!r}")
     return int(value)
 
 

@@ -22,6 +22,8 @@ _LONGEST = 64
 _UNUSUAL = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "fuse_unk")
 """Settings of a BPE model that `_Tables` does not know."""
 
+_DAMAGED = "tokenizer.json is damaged (copy or download it again) or of a kind that is not read"
+
 
 @final
 class Bpe:
@@ -38,8 +40,15 @@ class Bpe:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Bpe:
-        """From what a tokenizer.json without added tokens says."""
-        return cls(_Tables(content) if _Tables.can_be(content) else Backend.from_str(json.dumps(content)))
+        """From what a tokenizer.json without added tokens says.
+
+        Raises:
+            ValueError: nothing can be made of it.
+        """
+        ids = content["model"]["vocab"].values()
+        if max(ids, default=-1) != len(ids) - 1:
+            raise ValueError(f"{_DAMAGED}: its {len(ids)} ordinary tokens have ids up to {max(ids, default=-1)}")
+        return cls(_Tables(content) if _Tables.can_be(content) else _backend_of(content))
 
     def __reduce__(self) -> tuple[type[Bpe], tuple[Backend]]:
         return Bpe, (self._backend(),)  # which pickles itself
@@ -105,7 +114,7 @@ class _Tables:
         self._ranks: dict[tuple[str, ...], int] = dict(zip(pairs, range(len(merges)), strict=True))
         self._whole_words = bool(model.get("ignore_merges"))
         self._frame = {**content, "model": {**model, "vocab": {}, "merges": []}}
-        cutter = Backend.from_str(json.dumps(self._frame))
+        cutter = _backend_of(self._frame)
         self._normalizer, self._pre_tokenizer = cutter.normalizer, cutter.pre_tokenizer
 
     def encode(self, text: str) -> list[int] | None:
@@ -117,7 +126,10 @@ class _Tables:
             if len(word) > _LONGEST:
                 return None
             pieces = [word] if self._whole_words and word in self.vocab else self._merged(word)
-            ids += [self.vocab[piece] for piece in pieces]
+            try:
+                ids += [self.vocab[piece] for piece in pieces]
+            except KeyError as error:  # to look for such pieces when the file is read would take as long as reading it
+                raise ValueError(f"{_DAMAGED}: its merges make {error}, which its vocabulary lacks") from None
         return ids
 
     def _merged(self, word: str) -> list[str]:
@@ -133,6 +145,11 @@ class _Tables:
 
     def backend(self) -> Backend:
         merges = [list(pair) for pair, _ in sorted(self._ranks.items(), key=lambda item: item[1])]
-        return Backend.from_str(
-            json.dumps({**self._frame, "model": {**self._frame["model"], "vocab": self.vocab, "merges": merges}})
-        )
+        return _backend_of({**self._frame, "model": {**self._frame["model"], "vocab": self.vocab, "merges": merges}})
+
+
+def _backend_of(content: Mapping[str, Any]) -> Backend:
+    try:
+        return Backend.from_str(json.dumps(content))
+    except Exception as error:  # the package raises nothing more precise
+        raise ValueError(f"{_DAMAGED}: {error}") from error

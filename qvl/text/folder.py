@@ -38,12 +38,18 @@ def read_folder(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
         )
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        kind, vocab = content["model"]["type"], content["model"]["vocab"]
-        specials = {token["content"]: token["id"] for token in content["added_tokens"]}
+        model = content["model"]
+        kind = model["type"]
+        specials = {token["content"]: int(token["id"]) for token in content["added_tokens"]}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is not a tokenizer.json ({type(error).__name__}: {error})") from error
     if kind != "BPE" or (content.get("decoder") or {}).get("type") != "ByteLevel":
         raise ValueError(f"{file} holds a {kind} tokenizer; only byte-level BPE is read")
+    vocab = model.get("vocab")
+    if not isinstance(vocab, dict) or not all(type(token_id) is int for token_id in vocab.values()):
+        raise ValueError(f"{file}: model.vocab must map tokens to whole numbers; copy or download the file again")
+    if not isinstance(model.get("merges"), list):
+        raise ValueError(f"{file}: model.merges must be a list; copy or download the file again")
     for name in specials:
         vocab.pop(name, None)
     content["added_tokens"] = []

@@ -6,6 +6,7 @@ Does not know: tokens, templates, how a picture is opened.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
@@ -154,6 +155,8 @@ def _media_part(cls: type[Image] | type[Video], kind: str, options: dict[str, An
     if unknown:
         raise ValueError(f"{where} ({kind}) has unknown keys {sorted(unknown)}; allowed: {', '.join(sorted(allowed))}")
     for key, value in options.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
             raise ValueError(f"{where}: {key} must be a positive number, got {value!r}")
     return cls(source, **options)

@@ -138,7 +138,11 @@ class Tokenizer:
             tokens = read_ranks(path)
             return cls._from_ranks(tokens, merge_parents(tokens), QWEN_VL)
         content, specials = read_folder(path)
-        return cls(Bpe.of(content), specials)
+        try:
+            bpe = Bpe.of(content)
+        except ValueError as error:
+            raise ValueError(f"{Path(path)}: {error}") from error
+        return cls(bpe, specials)
 
     @classmethod
     def _from_ranks(cls, tokens: list[bytes], parents: list[tuple[int, int] | None], family: Family) -> Tokenizer:

@@ -97,6 +97,12 @@ def test_flag_at_either_level_ties() -> None:
     assert parse(data | {"tie_word_embeddings": True}).tie_embeddings
 
 
+def test_ends_that_nobody_set() -> None:
+    data = released() | {"bos_token_id": None}
+    del data["eos_token_id"]
+    assert parse(data) == preset("qwen2-vl-7b")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -118,6 +124,13 @@ def test_flag_at_either_level_ties() -> None:
         ({"vision_config": {"hidden_size": 1536}}, "hidden_size is 1536, only 3584"),
         ({"vision_config": {"hidden_act": "silu"}}, "hidden_act is 'silu', implemented are quick_gelu and gelu"),
         ({"tie_word_embeddings": "yes"}, "must be true or false"),
+        ({"num_key_value_heads": 0}, "config.json: num_key_value_heads must be at least 1, got 0"),
+        ({"vocab_size": -1}, "vocab_size must be at least 1, got -1"),
+        ({"rope_theta": 0}, "rope_theta must be above 0, got 0"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a number, got nan"),
+        ({"eos_token_id": []}, r"eos_token_id must be a list of whole numbers, got \[\]"),
+        ({"vision_config": {"num_heads": 0}}, "config.json: vision_config: num_heads must be at least 1, got 0"),
+        ({"vision_config": {"mlp_ratio": float("inf")}}, "mlp_ratio must be a number, got inf"),
     ],
 )
 def test_refused(change: dict[str, Any], message: str) -> None:

@@ -103,6 +103,8 @@ def test_config_round_trip(config: QwenVLConfig, tmp_path: Path) -> None:
         ({"visual": RELEASED["visual"] | {"output_dim": 1024}}, r"output_dim is 1024, only 4096"),
         ({"visual": RELEASED["visual"] | {"n_queries": 200}}, r"200 queries do not stand on a square"),
         ({"seq_length": None}, r"seq_length is missing"),
+        ({"kv_channels": 0}, "kv_channels must be at least 1, got 0"),
+        ({"eos_token_id": []}, "eos_token_id must be a list of whole numbers"),
     ],
 )
 def test_refused_configs(change: dict[str, Any], message: str) -> None:

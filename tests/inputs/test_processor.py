@@ -100,6 +100,8 @@ def test_branches_without_a_picture_are_one_conversation(processor: Processor) -
 def test_one_conversation_without_a_list_is_refused(processor: Processor) -> None:
     with pytest.raises(ValueError, match="wrap it in a list"):
         processor(ask("a"))
+    with pytest.raises(ValueError, match="wrap it in a list"):
+        processor(ask("a")[0])
 
 
 def test_pack_refuses_mixed_labels_and_nothing(processor: Processor) -> None:

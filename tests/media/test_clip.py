@@ -188,6 +188,7 @@ def test_things_that_are_not_videos(tmp_path):
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
     refused(sound.getvalue(), "has no video stream")
+    refused(grey_clip("mp4", frames=4).replace(b"avc1", b"zzzz"), "no decoder")
     for address in ("http://x.org/a.mp4", "file:///a.mp4"):
         with pytest.raises(ValueError, match="only local files"):
             load_video(address, geometry=G, budget=B)

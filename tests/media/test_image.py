@@ -10,6 +10,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from qvl.media.image import FORMATS, image_hw, open_image
 
@@ -31,12 +32,13 @@ def pixels(source, **options) -> np.ndarray:
     return np.asarray(picture)
 
 
+def chunk(kind: bytes, body: bytes) -> bytes:
+    """Of a PNG."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
 def png_header(width: int, height: int) -> bytes:
     """A PNG that claims a size and holds no pixels."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
@@ -87,6 +89,10 @@ def test_a_transparent_palette_colour_becomes_white():
     shown = pixels(encoded(palette, transparency=0))
     assert tuple(shown[0, 0]) == (255, 255, 255)
     assert tuple(shown[1, 1]) == (10, 20, 30)
+    clear = Image.new("RGBA", (4, 4), (10, 20, 30, 0)).quantize()
+    assert clear.mode == "P"
+    assert clear.palette.mode == "RGBA"
+    assert (pixels(clear) == 255).all()
 
 
 def test_a_transparent_rgb_or_grey_colour_becomes_white():
@@ -142,9 +148,36 @@ def test_exif_orientation_is_applied(orientation, format):
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_damaged_exif_does_not_cost_the_picture():
-    data = encoded(photo(), "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff junk", quality=95)
+@pytest.mark.parametrize("exif", [b"MM\x00*\xff\xff\xff\xff junk", b"II*\x00"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_damaged_exif_does_not_cost_the_picture(exif, format):
+    data = encoded(photo(), format, exif=b"Exif\x00\x00" + exif)
     assert pixels(data).shape == (20, 30, 3)
+    assert image_hw(data) == (20, 30)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_an_orientation_that_does_not_exist_turns_nothing(format):
+    exif = Image.Exif()
+    exif[0x0112] = 9
+    data = encoded(photo(), format, exif=exif)
+    assert image_hw(data) == pixels(data).shape[:2] == (20, 30)
+
+
+def test_the_size_of_a_png_needs_no_pixels(monkeypatch):
+    """Pillow decodes a PNG without EXIF to look for it behind the pixels."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    end = chunk(b"IEND", b"")
+    behind = encoded(photo()).removesuffix(end) + chunk(b"eXIf", exif.tobytes()[6:]) + end
+    assert image_hw(behind) == pixels(behind).shape[:2] == (30, 20)
+
+    def decode(self):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(PngImageFile, "load", decode)
+    assert image_hw(encoded(photo())) == (20, 30)
+    assert image_hw(encoded(photo(), exif=exif)) == (30, 20)
 
 
 def test_the_size_cap_is_checked_before_decoding(tmp_path):
@@ -196,6 +229,8 @@ def test_paths_and_addresses(tmp_path):
     for address in ("http://x.org/a.png", "https://x.org/a.png", "file:///etc/passwd", "FTP://x/y", "s3://b/k"):
         with pytest.raises(ValueError, match="only local files are opened"):
             open_image(address)
+    with pytest.raises(ValueError, match=r"\(5000 characters\) cannot be the path .* base64 needs data:image"):
+        open_image("iVBOR" * 1000)
     for wrong in (None, 3, [photo()]):
         with pytest.raises(ValueError, match="cannot open a picture from"):
             open_image(wrong)

@@ -103,6 +103,9 @@ def test_own_options_reach_the_size():
     assert load_image(photo(400, 400), resized_height=56, resized_width=141, **options).resized_hw == (56, 140)
     with pytest.raises(ValueError, match="resized_height is given without resized_width"):
         load_image(photo(40, 40), resized_height=56, **options)
+    for huge in (1 << 60, 10**400, float("inf")):
+        with pytest.raises(ValueError, match=r"resized_height must be a whole number .* at most 9007199254740992"):
+            load_image(photo(40, 40), resized_height=huge, resized_width=huge, **options)
     with pytest.raises(ValueError, match="resize must be one of exact, fast, got 'slow'"):
         load_image(photo(40, 40), resize="slow", **options)
 

@@ -82,6 +82,8 @@ def test_all_roles() -> None:
         (user({"type": "image", "image": "x", "fps": 2}), r"unknown keys \['fps'\]; allowed: max_pixels"),
         (user({"type": "video", "video": "x", "fps": "2"}), "fps must be a positive number, got '2'"),
         (user({"type": "image", "image": "x", "min_pixels": -1}), "min_pixels must be a positive number, got -1"),
+        (user({"type": "video", "video": "x", "fps": 10**400}), "fps must be a positive number, got 10000"),
+        (user({"type": "video", "video": "x", "video_end": float("nan")}), "video_end must be a pos.* got nan"),
         (user({"type": "image", "image": "x", "min_pixels": True}), "min_pixels must be a positive number, got True"),
     ],
 )

@@ -9,6 +9,7 @@ import time
 import unicodedata
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiktoken
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from qvl.text import tokenizer as module
 from qvl.text.family import QWEN2_VL
 from qvl.text.tokenizer import Tokenizer
-from qvl.text.vocabulary import load_qwen_ranks
+from qvl.text.vocabulary import load_qwen_ranks, unspell
 
 GROUNDING_MARKS, SPECIAL_TOKENS = QWEN2_VL.markup.written, QWEN2_VL.specials
 
@@ -289,6 +290,38 @@ def test_from_folder_says_what_is_wrong(tmp_path: Path) -> None:
     file.write_text('{"model": {"type": "WordPiece", "vocab": {}}, "added_tokens": []}')
     with pytest.raises(ValueError, match="WordPiece"):
         Tokenizer.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"model": {"merges": None}}, "merges must be a list"),
+        ({"model": {"vocab": ["a"]}}, "vocab must map tokens to whole numbers"),
+        ({"model": {"vocab": {"a": "5"}}}, "vocab must map tokens to whole numbers"),
+        ({"pre_tokenizer": {"type": "Foo"}}, "damaged .*PreTokenizer"),
+        ({"model": {"vocab": {"a": 0, "b": 7}}}, "2 ordinary tokens have ids up to 7"),
+        ({"model": {"vocab": {"a": 0}, "merges": [["a", "b"]]}}, "damaged .*`b` out of vocabulary"),
+    ],
+)
+def test_damaged_files(change: dict[str, Any], complaint: str, small: Tokenizer, tmp_path: Path) -> None:
+    small.save(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content |= change | {"model": content["model"] | change.get("model", {})}
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match=complaint) as error:
+        Tokenizer.from_folder(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_merges_that_make_what_the_vocabulary_lacks(small: Tokenizer, tmp_path: Path) -> None:
+    small.save(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    last = content["model"]["vocab"].popitem()[0]
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"its merges make .* which its vocabulary lacks"):
+        Tokenizer.from_folder(tmp_path).encode(unspell(last).decode())
 
 
 def test_missing_vocabulary_package(monkeypatch: pytest.MonkeyPatch) -> None:
