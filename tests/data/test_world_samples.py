@@ -259,7 +259,7 @@ def test_large_writing_in_one_line():
     for index in range(20):
         (line,) = world.sample("train", index, "ocr").meta["lines"]
         (x0, y0), _, _, (x3, y3) = line["quad_px"]
-        assert 0.1 * 112 < np.hypot(x3 - x0, y3 - y0) < 0.5 * 112  # ink of 34 to 45 pixel letters, some without ascenders
+        assert 0.1 * 112 < np.hypot(x3 - x0, y3 - y0) < 0.5 * 112  # letters of 34 to 45 pixels
     for wrong in ({"lines": 0}, {"text_size": (0.4, 0.3)}, {"text_size": (0.3, 0.6)}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             WorldConfig(**wrong)
