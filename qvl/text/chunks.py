@@ -104,14 +104,9 @@ class ChunkWriter:
         return self._chunks
 
     def _told(self, part: WordPicture) -> WordPictureChunk:
-        tokens = {word: self._word(word) for row in part.words for word in row}
+        tokens = {word: self._tokenizer.encode(f" {word}") for row in part.words for word in row}
         ids = (tokens[w][(y + x) % len(tokens[w])] for y, row in enumerate(part.words) for x, w in enumerate(row))
         return WordPictureChunk((len(part.words), len(part.words[0])), tuple(ids))
-
-    def _word(self, word: str) -> list[int]:
-        """As it stands within a sentence; the space before a digit, a token of its own, shows nothing."""
-        ids = self._tokenizer.encode(f" {word}")
-        return ids[1:] if len(ids) > 1 and ids[:1] == self._tokenizer.encode(" ") else ids
 
     def _picture(self, chunk: Shown, number: str) -> None:
         if self._number_pictures:

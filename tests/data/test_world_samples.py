@@ -237,32 +237,18 @@ def test_a_written_name_is_told_where_it_is_written():
         height, width = sample.meta["hw"]
         assert (len(words), len(words[0])) == (height // 28, width // 28)
         names = {line["text"].rstrip("0123456789 ") for line in sample.meta["lines"]} - {""}
-        digits = set("".join(line["text"] for line in sample.meta["lines"])) & set("0123456789")
-        told = {word for row in words for word in row}
-        assert told <= names | digits | {sample.meta["background"]}
-        assert told & (names | digits)
+        assert {word for row in words for word in row} <= names | {sample.meta["background"]}
         if len(sample.meta["lines"]) == 1 and names:  # lines that share a square would hide each other
             quad = np.asarray(sample.meta["lines"][0]["quad_px"])
             text = sample.meta["lines"][0]["text"]
             for letter in (0, len(max(names)) - 1):  # the first and the last one
                 share = (letter + 0.5) / len(text)
                 x, y = (quad[[0, 3]].mean(0) * (1 - share) + quad[[1, 2]].mean(0) * share) // 28
-                assert words[int(y)][int(x)] in names | digits
+                assert words[int(y)][int(x)] in names
             named += 1
     assert named > 3
     four = World(WorldConfig(medium="both", turns=1, words_side=4)).sample("train", 0, "ocr")
     assert [len(row) for row in four.messages[0].parts[1].words] == [4] * 4
-
-
-def test_large_writing_in_one_line():
-    world = World(WorldConfig(lines=1, text_size=(0.3, 0.4), sizes=((112, 112),)))
-    for index in range(20):
-        (line,) = world.sample("train", index, "ocr").meta["lines"]
-        (x0, y0), _, _, (x3, y3) = line["quad_px"]
-        assert 0.1 * 112 < np.hypot(x3 - x0, y3 - y0) < 0.5 * 112  # letters of 34 to 45 pixels
-    for wrong in ({"lines": 0}, {"text_size": (0.4, 0.3)}, {"text_size": (0.3, 0.6)}):
-        with pytest.raises(ValueError, match=next(iter(wrong))):
-            WorldConfig(**wrong)
 
 
 def test_line_quad_turns_counter_clockwise():

@@ -88,11 +88,6 @@ class WorldConfig:
     words_side: int = 0
     """Words a side of a told grid, whatever the scene's size (0: see `medium`). A recipe's `queries` sets it."""
 
-    lines: int = 3
-    """Most lines of text in an OCR picture."""
-    text_size: tuple[float, float] | None = None
-    """Font size of such a line relative to the picture's height; None: 12 pixels to a quarter. A tower that sees few
-    patches can learn to read large writing only."""
     chinese_font: str = ""
     """Path of a font with Chinese characters for OCR pictures (`ocr.find_chinese_font` looks for one); without it,
     rendered text is English only."""
@@ -123,10 +118,6 @@ class WorldConfig:
             raise ValueError(f"turns must be at least 1, got {self.turns}")
         if self.words_side < 0:
             raise ValueError(f"words_side must not be negative, got {self.words_side}")
-        if self.lines < 1:
-            raise ValueError(f"lines must be at least 1, got {self.lines}")
-        if self.text_size is not None and not 0 < self.text_size[0] <= self.text_size[1] <= 0.5:
-            raise ValueError(f"text_size must be 0 < low <= high <= 0.5, got {self.text_size}")
         if self.style not in get_args(Style):
             raise ValueError(f"style must be one of {', '.join(get_args(Style))}, got {self.style!r}")
         if self.medium not in get_args(Medium):

@@ -53,7 +53,7 @@ class Ocr(Activity):
         pixels, background = composer.background(hw, asker.rng)
         lines: list[Line] = []
         taken = np.zeros(hw, dtype=bool)
-        for _ in range(1 + int(asker.rng.integers(composer.config.lines))):
+        for _ in range(1 + int(asker.rng.integers(3))):
             line = _add_line(pixels, taken, split, composer, asker)
             if line is not None:
                 lines.append(line)
@@ -104,10 +104,9 @@ def line_quad(hw_px: tuple[float, float], degrees: float, centre: Point) -> tupl
 
 
 def in_words(lines: Sequence[Line], hw: tuple[int, int], background: str, side: int = 0) -> WordPicture:
-    """The picture as a grid, as `told.in_words` tells scenes: a cell under the letters of a name holds that name, one
-    under a digit the digit.
+    """The picture as a grid, as `told.in_words` tells scenes: a cell under the letters of a name holds that name.
 
-    A written name so looks to the language model like the thing itself.
+    A written word so looks to the language model like the thing itself. Digits are not told: they stay background.
     """
     rows, columns = grid_hw(hw, side)
     words = np.full((rows, columns), background, dtype=object)
@@ -115,12 +114,9 @@ def in_words(lines: Sequence[Line], hw: tuple[int, int], background: str, side: 
         name = line.text.rstrip("0123456789 ")
         quad_42 = np.asarray(line.quad_px)
         begin_2, end_2 = (quad_42[0] + quad_42[3]) / 2, (quad_42[1] + quad_42[2]) / 2
-        for place, letter in enumerate(line.text):
-            if place >= len(name) and letter == " ":
-                continue
-            x, y = begin_2 + (end_2 - begin_2) * (place + 0.5) / len(line.text)
-            cell = min(rows - 1, int(y * rows / hw[0])), min(columns - 1, int(x * columns / hw[1]))
-            words[cell] = name if place < len(name) else letter
+        for letter in range(len(name)):
+            x, y = begin_2 + (end_2 - begin_2) * (letter + 0.5) / len(line.text)
+            words[min(rows - 1, int(y * rows / hw[0])), min(columns - 1, int(x * columns / hw[1]))] = name
     return WordPicture(tuple(map(tuple, words)))
 
 
@@ -157,7 +153,7 @@ def _add_line(pixels: np.ndarray, taken: np.ndarray, split: Split, composer: Com
     chinese = asker.language == "zh" and bool(composer.config.chinese_font)
     for _ in range(_TRIES):
         text = _words(split, composer, asker, chinese)
-        size_px = int(rng.integers(*_font_sizes(composer.config.text_size, height)))
+        size_px = int(rng.integers(12, max(13, height // 4)))
         ink = _ink(text, _font(composer.config.chinese_font if chinese else "", size_px))
         degrees = float(rng.uniform(-MAX_DEGREES, MAX_DEGREES)) if rng.random() < 0.5 else 0.0
         corners = line_quad((ink.height, ink.width), degrees, (0.0, 0.0))
@@ -176,13 +172,6 @@ def _add_line(pixels: np.ndarray, taken: np.ndarray, split: Split, composer: Com
         _draw(pixels[y1:y2, x1:x2], ink, (left - x1, top - y1), degrees)
         return Line(text, line_quad((ink.height, ink.width), degrees, centre))
     return None
-
-
-def _font_sizes(text_size: tuple[float, float] | None, height: int) -> tuple[int, int]:
-    """From, and up to but not including; pixels."""
-    if text_size is None:
-        return 12, max(13, height // 4)
-    return round(text_size[0] * height), round(text_size[1] * height) + 1
 
 
 def _ink(text: str, font: ImageFont.FreeTypeFont) -> PillowImage.Image:
