@@ -23,6 +23,7 @@ from bench.record import record
 from qvl.viz.run import FINAL, read_run
 
 ROOT = Path(__file__).parent.parent
+_MADE = "recipes/tiny.yaml"
 
 
 def memory_bytes(command: psutil.Process) -> int:
@@ -57,10 +58,12 @@ def watch(command: list[str], cwd: Path) -> tuple[float, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=15.0)
-    parser.add_argument("--config", default="recipes/tiny.yaml")
+    parser.add_argument("--config", default=_MADE, help=f"recipe (default: {_MADE}, that of `make demo`)")
     parser.add_argument("--run", type=Path, help="keep the run here (default: thrown away)")
     parser.add_argument("--make", action="store_true", help="`make demo` in a fresh clone of this commit")
     args = parser.parse_args()
+    if args.make and args.config != _MADE:
+        parser.error(f"--make measures `make demo`, which trains {_MADE}: leave --config {args.config} or --make out")
     with tempfile.TemporaryDirectory() as scratch:
         run = (args.run or Path(scratch) / "run").resolve()
         cwd = ROOT

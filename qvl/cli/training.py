@@ -212,7 +212,11 @@ def _write_summary(
     workers: tuple[int, int],
     targets: Mapping[str, float],
 ) -> None:
-    """`workers`: ranks, and threads of each."""
+    """`workers`: ranks, and threads of each. What stands there stays if nothing was trained since: its machine, memory
+    and date are those of the training, not of the command that found it done."""
+    file = folder / "summary.json"
+    if file.is_file() and json.loads(file.read_text(encoding="utf-8"))["seconds"] == round(seconds, 1):
+        return
     ranks, threads = workers
     summary = {
         "name": folder.name,
@@ -231,4 +235,4 @@ def _write_summary(
         "version": version("qvl"),
         "targets": dict(targets),
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")

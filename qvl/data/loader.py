@@ -49,7 +49,7 @@ def _leave_stopping_to_the_parent() -> None:
 
 
 def _end_with_parents_word() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid not in (os.getppid(), os.getpid()):
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
 

@@ -86,7 +86,10 @@ def test_demo_from_nothing_to_report_and_again(
 
     stamps = {p: p.stat().st_mtime_ns for p in (folder / "eval" / "final").iterdir()}
     steps = (folder / "metrics.jsonl").read_text()
+    summary["hardware"]["processor"] = "another"  # the run was copied to this machine
+    (folder / "summary.json").write_text(json.dumps(summary))
     assert main(arguments) == 0
+    assert json.loads((folder / "summary.json").read_text()) == summary, "it tells of the training"
     assert (folder / "metrics.jsonl").read_text() == steps, "a finished run is not trained again"
     assert {p: p.stat().st_mtime_ns for p in (folder / "eval" / "final").iterdir()} == stamps, "nor measured again"
     assert main([*arguments, "--seed", "1"]) == USER_ERROR

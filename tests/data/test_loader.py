@@ -16,19 +16,24 @@ def numbers():
         yield number
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="macOS cannot tell who sent a signal")
-def test_a_sigterm_to_the_whole_job_leaves_the_worker_to_the_trainer() -> None:
+@pytest.fixture
+def begun():
+    """Packs of which the first was taken, and the process that prepares the others."""
     packs = background(numbers, prefetch=2)
     assert next(packs) == 0
     (worker,) = multiprocessing.active_children()
+    return packs, worker
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS cannot tell who sent a signal")
+def test_a_sigterm_to_the_whole_job_leaves_the_worker_to_the_trainer(begun) -> None:
+    packs, worker = begun
     subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)  # not from this process
     assert list(packs) == list(range(1, 200))
 
 
-def test_the_worker_ends_when_its_parent_says_so() -> None:
-    packs = background(numbers, prefetch=2)
-    next(packs)
-    (worker,) = multiprocessing.active_children()
+def test_the_worker_ends_when_its_parent_says_so(begun) -> None:
+    packs, worker = begun
     worker.terminate()
     worker.join(timeout=20)
     assert worker.exitcode == 0
@@ -36,10 +41,8 @@ def test_the_worker_ends_when_its_parent_says_so() -> None:
         list(packs)
 
 
-def test_no_worker_is_left_behind() -> None:
-    packs = background(numbers, prefetch=2)
-    next(packs)
-    (worker,) = multiprocessing.active_children()
+def test_no_worker_is_left_behind(begun) -> None:
+    packs, worker = begun
     packs.close()
     worker.join(timeout=20)
     assert not worker.is_alive()
