@@ -10,6 +10,7 @@ Kolter, 2023, "Mimetic Initialization of Self-Attention Layers"). All remain ord
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import cast
 
 import torch
@@ -26,10 +27,17 @@ _LIKENESS_TURNING, _LIKENESS_SLOW = 0.5 / 1.5, 2.6 / 1.5
 """What becomes of likeness at these frequencies and at the others where it looks into pictures."""
 _SEEN_SCORE = 4.5
 """Attention score that such a head adds for things seen."""
-_PLACE_SCORE = 5.0
-"""Attention score of a head of place for the mark itself; it falls as the cosine of the distance."""
-_PLACE_FREQUENCIES = 6
+_PLACE_SCORE = 6.0
+"""Most that a head of place gives the token before a picture; it falls as the cosine of the distance."""
+_PLACE_PEAKS = (0.25, 5.75)
+"""Distances, in vision tokens, at which the near heads of place and the far ones give that most."""
+_PLACE_FREQUENCIES = 2
 """How many of an axis' frequencies, the fastest, a head of place looks at: the others hardly turn within a picture."""
+_APART_SCORE = 6.0
+"""By how much such a head prefers what is seen from a vision token, and words from a word: else what stands before a
+picture would move its places, and words would have places too."""
+_PLACE_LENGTH = 1.5
+"""Length of what such a head adds; a fresh word vector has 2."""
 
 _TRIED_TOKENS = 256
 """Tokens made of random numbers, to find out how long a merger's output is."""
@@ -93,30 +101,47 @@ def begin_with_sight(decoder: Decoder, mark_D: Tensor) -> None:
 
 
 @torch.no_grad()
-def begin_with_places(decoder: Decoder, mark_D: Tensor) -> None:
-    """In the first layer, the heads beside those of likeness look at the mark before a picture from where they stand,
-    in turn by how many rows and by how many columns away they are.
+def begin_with_places(decoder: Decoder, start_D: Tensor, mark_D: Tensor) -> None:
+    """The first layer tells vision tokens where they are, and says nothing else.
 
-    Rotary positions are relative, so without this nothing in a vision token says where in the picture it is, and "where
-    is the dog?" stays unanswerable until such a head has been found by chance.
+    Rotary positions are relative: nothing in a vision token says where in the picture it is, and "where is the dog?"
+    stays unanswerable until some head finds by chance that the token before the picture is so and so far away. Here
+    every head of the first layer looks at that token: in turn by rows and by columns, one pair of heads the more the
+    nearer it is, the next pair the farther, each adding a direction of its own. What else the layer might say begins
+    at zero: heads of likeness behind it compare words, and are found sooner while nothing is added to those. (A recipe
+    may freeze the layer for that.)
 
     Args:
-        mark_D: word vector of the token before a picture's first vision token.
+        start_D: word vector of the token before a picture's first vision token.
+        mark_D: what all vision tokens have in common: word vector of the placeholder.
     """
     layer = _layers(decoder)[0]
-    size, (_, rows, columns) = layer.head_size, decoder.config.rope_sections
-    first_row = decoder.config.rope_sections[0]
-    starts = ((first_row, rows), (first_row + rows, columns))
-    _, k_KHD, _ = layer.qkv.weight.unflatten(0, (-1, size)).split(layer.split)
-    mark_D = mark_D / mark_D.square().mean().sqrt()
-    for turn, (n, _) in enumerate(_first_heads(layer)):
-        if n + 1 == layer.split[0]:
-            continue
-        start, count = starts[turn % 2]
-        key_H = k_KHD[(n + 1) * layer.split[1] // layer.split[0]] @ mark_D
-        chosen_F = torch.zeros(size // 2)
-        chosen_F[start : start + min(count, _PLACE_FREQUENCIES)] = 1
-        layer.qkv.bias[(n + 1) * size : (n + 2) * size] = _query_for(key_H, chosen_F.repeat(2), _PLACE_SCORE)
+    size, width = layer.head_size, decoder.config.width
+    q_NHD, k_KHD, v_KHD = layer.qkv.weight.unflatten(0, (-1, size)).split(layer.split)
+    q_bias_NH, k_bias_KH, _ = layer.qkv.bias.unflatten(0, (-1, size)).split(layer.split)
+    start_D, mark_D = _only(start_D, mark_D), _only(mark_D, start_D)
+    speed_F = decoder.config.rope_theta ** -torch.linspace(0, 1, size // 2 + 1)[:-1]
+    *axes, still = _place_frequencies(decoder.config.rope_sections)
+    if not all(axes):
+        return  # too few frequencies for rows or columns
+    for f in chain(*axes, still):
+        k_KHD[:, f], k_KHD[:, f + size // 2] = start_D, 0
+    k_KHD[:, still] += 2**0.5 * mark_D  # a vision token is half mark, half what it shows
+    k_bias_KH[:, still] = -1
+    v_KHD[:, 0] = start_D
+    layer.out.weight.zero_()
+    layer.mlp.down.weight.zero_()
+    q_NHD.zero_()
+    q_bias_NH.zero_()
+    q_NHD[:, still] = 3 * _APART_SCORE * size**0.5 * 2**0.5 * mark_D
+    for n, direction_D in enumerate(_directions(layer.split[0], width)):
+        frequencies = axes[n % 2]
+        mirrored = [f + size // 2 for f in frequencies]  # each turns entries f and f + H / 2
+        turns_F = speed_F[frequencies] * _PLACE_PEAKS[n // 2 % 2]
+        share = _PLACE_SCORE * size**0.5 / len(frequencies)
+        q_bias_NH[n, frequencies], q_bias_NH[n, mirrored] = share * turns_F.cos(), -share * turns_F.sin()
+        q_bias_NH[n, still] = -2 * _APART_SCORE * size**0.5
+        layer.out.weight[:, n * size] = _PLACE_LENGTH * direction_D
 
 
 @torch.no_grad()
@@ -140,6 +165,25 @@ def _alike(layer: DecoderLayer, n: int, group: int, gain: float | Tensor) -> tup
     q_NHD[n] *= gain
     k_KHD[group] = q_NHD[n]
     return k_KHD[group], v_KHD[group]
+
+
+def _only(word_D: Tensor, other_D: Tensor) -> Tensor:
+    """What answers 1 to a normalised word vector and 0 to another one."""
+    apart_D = word_D - other_D * (word_D @ other_D) / (other_D @ other_D)
+    return apart_D * (word_D.norm() / (len(word_D) ** 0.5 * (apart_D @ word_D)))
+
+
+def _place_frequencies(sections: tuple[int, ...]) -> tuple[list[int], list[int], list[int]]:
+    """Numbers of the fastest frequencies of rows, of columns, and the one that turns least."""
+    time, rows, columns = sections
+    of_rows = range(time, time + min(rows, _PLACE_FREQUENCIES))
+    of_columns = range(time + rows, time + rows + min(columns - 1, _PLACE_FREQUENCIES))
+    return list(of_rows), list(of_columns), [sum(sections) - 1]
+
+
+def _directions(count: int, width: int) -> Tensor:
+    """[count, width] of length 1, the same for every seed."""
+    return nn.functional.normalize(torch.randn(count, width, generator=torch.Generator().manual_seed(count)), dim=1)
 
 
 def _query_for(key_H: Tensor, chosen_H: Tensor, score: float) -> Tensor:

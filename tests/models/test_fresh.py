@@ -1,4 +1,4 @@
-"""Fresh weights: drawn by seed, with heads that look for likeness, copy what they find, and see how far a mark is."""
+"""Fresh weights: drawn by seed, with heads that look for likeness, copy what they find, and tell places."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MARK, PAD = 7, 9
 
 def made(seed: int) -> Qwen2VL:
     tiny = preset("tiny")
-    model = Qwen2VL(replace(tiny, vocab_size=256, ids=replace(tiny.ids, vision_start=MARK)))
+    model = Qwen2VL(replace(tiny, vocab_size=256, ids=replace(tiny.ids, vision_start=MARK, image_pad=PAD)))
     model.init_weights(seed)
     return model
 
@@ -43,7 +43,9 @@ def test_follow_the_seed() -> None:
 def test_deviations() -> None:
     model = made(0)
     for name, p in model.named_parameters():
-        if p.ndim == 1 and name != "decoder.layers.0.qkv.bias":
+        if name.startswith("decoder.layers.0."):
+            continue  # it tells places
+        if p.ndim == 1 and not name.endswith("qkv.bias"):
             assert (p == (1.0 if name.endswith("norm.weight") else 0.0)).all(), name
         elif p.ndim > 1 and not name.endswith("qkv.weight"):
             expected = p.shape[1] ** -0.5 if name.startswith("visual.") else (3 * p.shape[1]) ** -0.5
@@ -57,7 +59,7 @@ def test_heads_of_likeness_find_and_copy_the_same_word() -> None:
     tokens = torch.arange(20, 60)
     rows = torch.cat((tokens, tokens[32:33]))  # the last word stands 8 places before, too
     positions = torch.arange(len(rows)).expand(3, -1)
-    for layer in model.decoder.layers:
+    for layer in model.decoder.layers[1:]:  # the first tells places
         assert isinstance(layer, DecoderLayer)
         found = scores(layer, model.config.text, words_D[rows], positions)[:, -1, :-1].argmax(-1)
         assert found[0] == found[2] == 32
@@ -66,29 +68,60 @@ def test_heads_of_likeness_find_and_copy_the_same_word() -> None:
         assert (words_D[20:60] @ copied).argmax(0).tolist() == list(range(40))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_heads_of_place_look_less_at_the_mark_the_further_away_it_is(seed: int) -> None:
-    model = made(seed)
+def looks_at_the_start(model: Qwen2VL, before: int) -> tuple[Tensor, Tensor]:
+    """How much each head of the first layer looks at the token before a picture of 4 x 5 tokens: from every vision
+    token [N, 4, 5], and from the words behind the picture [N, 6]. `before`: words before it."""
     words_D = model.embed.weight.detach()
-    for axis, head in ((1, 1), (2, 3)):
-        positions = torch.zeros(3, 5, dtype=torch.long)
-        positions[axis] = torch.arange(5)
-        for word in (30, 31):  # whatever stands there
-            x_TD = torch.stack((words_D[MARK], *[words_D[word]] * 4))
-            layer = model.decoder.layers[0]
-            assert isinstance(layer, DecoderLayer)
-            to_mark = scores(layer, model.config.text, x_TD, positions)[head, 1:, 0]
-            assert (to_mark.diff() < -0.1).all(), (axis, to_mark)
-            other = positions.roll(1, 0) if axis == 1 else positions.roll(-1, 0)  # the same along the other axis
-            across = scores(layer, model.config.text, x_TD, other)[head, 1:, 0]
-            assert (to_mark[0] - to_mark[-1]) > 2 * (across[0] - across[-1]).abs()
+    seen_D = words_D[torch.arange(20, 40) % 7 + 20] + words_D[PAD]
+    x_TD = torch.cat((words_D[50 : 50 + before], words_D[[MARK]], seen_D, words_D[60:66]))
+    text = torch.arange(before + 1).expand(3, -1)
+    grid = torch.cartesian_prod(torch.zeros(1, dtype=torch.long), torch.arange(4), torch.arange(5)).T + before + 1
+    positions = torch.cat((text, grid, torch.arange(6).expand(3, -1) + before + 6), dim=1)
+    layer = model.decoder.layers[0]
+    assert isinstance(layer, DecoderLayer)
+    masked = scores(layer, model.config.text, x_TD, positions)
+    later = torch.ones(masked.shape[1:], dtype=torch.bool).triu(1)
+    looks = masked.masked_fill(later, -torch.inf).softmax(-1)[:, before + 1 :, before]
+    return looks[:, :20].unflatten(1, (4, 5)), looks[:, 20:]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_first_layer_tells_vision_tokens_their_row_and_column(seed: int) -> None:
+    model = made(seed)
+    seen_NHW, words_NT = looks_at_the_start(model, before=3)
+    for near, far, across in ((0, 2, 2), (1, 3, 1)):
+        by_place = seen_NHW.mean(across)
+        assert (by_place[near].diff() < 0).all(), by_place[near]
+        assert (by_place[far].diff() > -0.01).all(), by_place[far]
+        steps = by_place[[near, far]].diff(dim=1).norm(dim=0)
+        assert (steps > 0.15).all(), steps  # two neighbours are told apart by one of the two
+    assert words_NT.max() < 0.05
+
+
+def test_the_first_layer_tells_the_same_place_whatever_is_written_before() -> None:
+    model = made(0)
+    alone, behind = looks_at_the_start(model, before=0)[0], looks_at_the_start(model, before=30)[0]
+    assert (alone - behind).abs().max() < 0.1
+
+
+def test_the_first_layer_says_nothing_but_places() -> None:
+    model = made(0)
+    layer = model.decoder.layers[0]
+    assert isinstance(layer, DecoderLayer)
+    words_D = model.embed.weight.detach()[20:40]
+    assert not layer.mlp(layer.mlp_norm(words_D)).any()
+    values = layer.qkv(layer.attn_norm(words_D)).split(layer.qkv.parts, dim=1)[2].unflatten(1, (-1, 48))
+    said = layer.out(values.repeat_interleave(2, dim=1).flatten(1))
+    assert said.norm(dim=1).max() < 0.5 * words_D.norm(dim=1).mean()
 
 
 def test_heads_of_likeness_prefer_what_is_seen_to_the_word_itself() -> None:
     """A word in a question, eight tokens behind a picture that shows it among eleven other things."""
     model = made(0)
+    fresh.fill(model, 0)
     words_D = model.embed.weight.detach()
     mark_D = words_D[PAD]
+    fresh.begin_with_likeness(model.decoder)
     fresh.begin_with_sight(model.decoder, mark_D)
     x_TD = torch.cat((words_D[20:32] + mark_D, words_D[40:48], words_D[25:26]))
     positions = torch.arange(len(x_TD)).expand(3, -1)

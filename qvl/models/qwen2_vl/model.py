@@ -33,6 +33,8 @@ class Qwen2VL(VisionLanguageModel):
 
     def init_weights(self, seed: int) -> None:
         super().init_weights(seed)
-        mark = self.config.ids.vision_start
-        if len(self.config.text.rope_sections) == 3 and mark < self.config.vocab_size:
-            fresh.begin_with_places(self.decoder, self.embed.weight[mark])
+        ids, words_VD = self.config.ids, self.embed.weight
+        if max(ids.vision_start, ids.image_pad) < self.config.vocab_size:
+            fresh.begin_with_sight(self.decoder, words_VD[ids.image_pad])
+            if len(self.config.text.rope_sections) == 3:
+                fresh.begin_with_places(self.decoder, words_VD[ids.vision_start], words_VD[ids.image_pad])
