@@ -107,7 +107,15 @@ class Answer:
         if self.sampling.records_logprobs:
             top = tuple((i, self._token_bytes(i), logprob) for i, logprob in choice.top)
             self._told.append(TokenLogprob(choice.token_id, self._token_bytes(choice.token_id), choice.logprob, top))
-        text = self._text_of(choice.token_id)
+        return self._piece(self._text_of(choice.token_id))
+
+    def call_off(self) -> Delta | None:
+        """Ends the reply as it is; returns what was held back until now, as at any other end."""
+        self.finish = "cancelled"
+        return self._piece(self.text.close())
+
+    def _piece(self, text: str) -> Delta | None:
+        """`text` with the log-probabilities since the last piece; None while there is nothing to tell."""
         if not text and not (self.finish and self._streamed < len(self._told)):
             return None
         told = tuple(self._told[self._streamed :])

@@ -152,7 +152,7 @@ async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     param, code = (error.param, error.code) if isinstance(error, ApiError) else (None, None)
     message = error.detail if isinstance(error, ApiError) else f"{error.detail} (status {error.status_code})"
-    if isinstance(error.__cause__, UnicodeDecodeError):
+    if isinstance(error.__cause__, ValueError | RecursionError):  # bytes, numbers of 5,000 digits, 10,000 brackets
         message, code = f"the body is not JSON in UTF-8: {error.__cause__}", "invalid_json"
     headers = dict(error.headers or {}) | ({"Connection": "close"} if error.status_code in (408, 413) else {})
     return JSONResponse(error_body(error.status_code, message, param, code), error.status_code, headers)
@@ -165,6 +165,9 @@ async def _invalid_body(_: Request, error: Exception) -> Response:
     where = [str(part) for part in first["loc"][1:] if not isinstance(part, str) or part.isidentifier()]
     if first["type"] == "json_invalid":
         return JSONResponse(error_body(400, f"the body is not JSON: {first['ctx']['error']}", code="invalid_json"), 400)
+    if isinstance(error.body, bytes):  # FastAPI reads only what is declared as JSON
+        message = "the body is not declared as JSON; send it with the header 'Content-Type: application/json'"
+        return JSONResponse(error_body(400, message), 400)
     param = ".".join(where) or None
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":

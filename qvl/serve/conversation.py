@@ -24,7 +24,10 @@ _KINDS: dict[str, tuple[str, Literal["picture", "video"]]] = {
     "video_url": ("video", "video"),
     "video": ("video", "video"),
 }
-_ALLOWED = {"role", "content", "name", "tool_calls", "tool_call_id", "partial", "refusal", "boxes", "annotations"}
+_ALLOWED = {
+    *("role", "content", "name", "tool_calls", "tool_call_id", "partial"),
+    *("refusal", "boxes", "annotations", "parsed"),  # of a reply that is sent back; `parsed` is OpenAI's client's own
+}
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,9 @@ class Question:
 
     requests: tuple[Request, ...]
     opening: str = ""
-    """What a reply with tools goes on from."""
+    """What the reply goes on from: a tool's results, or a call that it is made to begin."""
     tools: bool = False
+    """Calls in it are the client's to run."""
     max_calls: int | None = None
 
 

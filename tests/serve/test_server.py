@@ -220,6 +220,8 @@ def test_uploads_make_room_and_are_forgotten():
         {"port": 70000},
         {"api_keys": ("two words",)},
         {"default_max_tokens": 0},
+        {"default_temperature": 200.0},
+        {"default_temperature": float("nan")},
         {"allowed_local_path": Path("nowhere")},
     ],
 )
