@@ -67,8 +67,7 @@ class Answer:
         self.sampling = request.sampling
         chat = processor.chat(request.chat_format)
         tokens = len(prompt.tokens_T)
-        schema = self.sampling.json_schema
-        grammar = None if schema is None else grammars.json(schema, chat.stop_ids)
+        grammar = grammars.of(self.sampling, chat.stop_ids)
         looks = looks_of(prompt)
         self.content = Content(prompt, looks, page_tokens, salt(tokens))
         most = tokens + self.sampling.max_new_tokens - 1  # the last token that is generated is never read
