@@ -336,6 +336,20 @@ def test_code_to_copy_runs(page, live, scene, tmp_path):
     assert copied("Copy").startswith("I can see a red circle on the left")
 
 
+def test_code_to_copy_says_what_a_file_is_whatever_its_name(page):
+    part = {"type": "video_url", "video_url": {"url": "file-1"}}
+    body = json.dumps({"messages": [{"role": "user", "content": [part]}]})
+    for spelled, wanted in (
+        ("curl", "data:video/x-matroska;base64,"),
+        ("python", '"it\'s a clip.mkv", "video/x-matroska")'),
+    ):
+        code = page.run(
+            f"import('/page/snippets.js').then((s) => s.{spelled}("
+            f"s.withHoles({body}, () => ({{name: \"it's a clip.mkv\", type: 'video/x-matroska'}})), 'http://x', false))"
+        )
+        assert wanted in code
+
+
 def test_settings_reach_the_server(page, engine):
     page.click("#settings-open")
     page.wait("document.getElementById('settings').open")

@@ -98,7 +98,7 @@ function viewOf(index) {
   const shown = before.flatMap((exchange) => exchange.media);
   const latest = before.findLast((exchange) => exchange.media.length);
   const exchange = before.at(-1);
-  const request = () => withHoles(bodyOf(index), (url) => shown.find((m) => m.fileId && m.fileId === url)?.name);
+  const request = () => withHoles(bodyOf(index), (url) => shown.find((m) => m.fileId && m.fileId === url));
   const copy = (what, text) => async () => {
     try { await navigator.clipboard.writeText(text()); toast(`${what} copied`); } catch { toast("the browser does not let this page copy"); }
   };
