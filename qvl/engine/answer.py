@@ -202,7 +202,7 @@ def _check_room(tokens: int, vision: int, max_new_tokens: int, max_positions: in
     if tokens + max_new_tokens > max_positions:
         seen = f" ({vision} of them pictures: a smaller max_pixels makes them fewer)" if vision else ""
         raise ValueError(
-            f"the prompt has {tokens} tokens{seen} and max_new_tokens is {max_new_tokens}: together "
+            f"the prompt has at least {tokens} tokens{seen} and max_new_tokens is {max_new_tokens}: together "
             f"{tokens + max_new_tokens}, but the model's context is {max_positions}; shorten one of the two"
         )
 

@@ -16,12 +16,12 @@ from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from qvl.engine.api import LiveEngine
 from qvl.runtime import trim_memory
-from qvl.serve.chat import ChatEndpoint
+from qvl.serve.chat import CLIENT_GONE, ChatEndpoint
 from qvl.serve.config import ServeConfig
 from qvl.serve.errors import ApiError, error_body
 from qvl.serve.gate import Gate
@@ -54,6 +54,7 @@ def create_app(engine: LiveEngine, config: ServeConfig | None = None) -> FastAPI
     app.add_middleware(Gate, config=config, metrics=metrics)  # pyrefly: ignore[bad-argument-type]
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid_body)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _own_error)
     chat = ChatEndpoint(engine, config, Sources(config, uploads), metrics)
     _add_chat(app, engine, chat)
@@ -173,6 +174,11 @@ async def _invalid_body(_: Request, error: Exception) -> Response:
     if first["type"] == "extra_forbidden":
         message = "is not a field that this server knows; it is refused because it would be without effect"
     return JSONResponse(error_body(400, f"{param or 'body'}: {message}", param), 400)
+
+
+async def _gone(_: Request, error: Exception) -> Response:
+    """Somebody left in the middle of an upload: no failure of the server's."""
+    return Response(status_code=CLIENT_GONE)
 
 
 async def _own_error(_: Request, error: Exception) -> Response:

@@ -415,6 +415,18 @@ def wait_for(true, seconds: float = 60.0) -> None:
     assert true()
 
 
+def test_whoever_leaves_in_the_middle_of_an_upload_is_no_failure():
+    with serving(CannedLive()) as live:
+        head = b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + b"y" * 1000
+        with live.connect() as sock:
+            sock.sendall(head + b"Content-Length: 9999\r\n\r\n" + part)
+            wait_for(lambda: "qvl_http_in_flight 2\n" in httpx2.get(f"{live.url}/metrics", timeout=60).text)
+        counted = 'qvl_http_responses_total{path="/v1/files",status='
+        wait_for(lambda: counted in httpx2.get(f"{live.url}/metrics", timeout=60).text)
+        assert f'{counted}"499"}} 1\n' in httpx2.get(f"{live.url}/metrics", timeout=60).text
+
+
 def test_bad_uploads(live):
     answer = httpx2.post(f"{live.url}/v1/files", files={"other": ("a.png", png())})
     assert answer.status_code == 400
