@@ -132,7 +132,7 @@ def _run(call: ToolCall, tools: Mapping[str, Tool]) -> Any:
         return f"error: there is no tool {call.name!r}; there are: {', '.join(tools)}"
     try:
         arguments = json.loads(call.arguments)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"error: the arguments are not JSON: {error}"
     if not isinstance(arguments, dict):
         return "error: the arguments must be a JSON object"

@@ -90,6 +90,7 @@ def test_the_model_looks_closer_and_answers():
         ("paint\n✿ARGS✿: {}", "error: there is no tool 'paint'; there are: crop"),
         ('crop\n✿ARGS✿: {"x1": 1', "error: the arguments are not JSON"),
         ("crop\n✿ARGS✿: [1]", "error: the arguments must be a JSON object"),
+        ('crop\n✿ARGS✿: {"x1": ' + "[" * 100_000, "error: the arguments are not JSON"),
         (
             'crop\n✿ARGS✿: {"x1": 1, "y1": 1, "x2": 2, "z": 0}',
             "error: unknown arguments ['z'], missing arguments ['y2']",

@@ -138,7 +138,7 @@ class Conversation:
             try:
                 self._obey(line)
             except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
-                self._notes.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+                self._note(f"error: {error}", style="red")
 
     def show(self, kind: Literal["image", "video"], path: str) -> None:
         """Puts a picture or clip to the next question.
@@ -248,8 +248,8 @@ class Conversation:
             self._notes.file.write(picture_escape(drawn_png(picture, boxes), self._pictures_as) + "\n")
             self._notes.file.flush()
 
-    def _note(self, text: str) -> None:
-        self._notes.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+    def _note(self, text: str, style: str = "dim") -> None:
+        self._notes.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 @final
@@ -261,11 +261,16 @@ class _Printer:
         self._style = ""
 
     def show(self, piece: str) -> None:
-        for part in ANY_MARKUP.split(piece) if self._out.is_terminal else [piece]:
+        if not self._out.is_terminal:  # rich would turn tabs into blanks
+            self._out.file.write(_printable(piece))
+            self._out.file.flush()
+            return
+        for part in ANY_MARKUP.split(piece):
             if isinstance(part, Mark):
                 self._style = _STYLES[part.kind] if part.opens else ""
             else:
-                self._out.print(_printable(part), style=self._style, end="", markup=False, soft_wrap=True)
+                words = _printable(part)
+                self._out.print(words, style=self._style, end="", markup=False, emoji=False, soft_wrap=True)
 
 
 def _printable(text: str) -> str:

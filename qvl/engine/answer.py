@@ -67,8 +67,7 @@ class Answer:
         self.sampling = request.sampling
         chat = processor.chat(request.chat_format)
         tokens = len(prompt.tokens_T)
-        schema = self.sampling.json_schema
-        grammar = None if schema is None else grammars.json(schema, chat.stop_ids)
+        grammar = grammars.of(self.sampling, chat.stop_ids)
         looks = looks_of(prompt)
         self.content = Content(prompt, looks, page_tokens, salt(tokens))
         most = tokens + self.sampling.max_new_tokens - 1  # the last token that is generated is never read
@@ -107,7 +106,15 @@ class Answer:
         if self.sampling.records_logprobs:
             top = tuple((i, self._token_bytes(i), logprob) for i, logprob in choice.top)
             self._told.append(TokenLogprob(choice.token_id, self._token_bytes(choice.token_id), choice.logprob, top))
-        text = self._text_of(choice.token_id)
+        return self._piece(self._text_of(choice.token_id))
+
+    def call_off(self) -> Delta | None:
+        """Ends the reply as it is; returns what was held back until now, as at any other end."""
+        self.finish = "cancelled"
+        return self._piece(self.text.close())
+
+    def _piece(self, text: str) -> Delta | None:
+        """`text` with the log-probabilities since the last piece; None while there is nothing to tell."""
         if not text and not (self.finish and self._streamed < len(self._told)):
             return None
         told = tuple(self._told[self._streamed :])
@@ -195,7 +202,7 @@ def _check_room(tokens: int, vision: int, max_new_tokens: int, max_positions: in
     if tokens + max_new_tokens > max_positions:
         seen = f" ({vision} of them pictures: a smaller max_pixels makes them fewer)" if vision else ""
         raise ValueError(
-            f"the prompt has {tokens} tokens{seen} and max_new_tokens is {max_new_tokens}: together "
+            f"the prompt has at least {tokens} tokens{seen} and max_new_tokens is {max_new_tokens}: together "
             f"{tokens + max_new_tokens}, but the model's context is {max_positions}; shorten one of the two"
         )
 

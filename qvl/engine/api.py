@@ -23,6 +23,22 @@ cancelled: somebody called it off, or it failed (`Reply.problem` says why)."""
 
 
 @dataclass(frozen=True)
+class Beginning:
+    """What a reply has to begin with: one of these texts, and after it JSON that fits the text's schema."""
+
+    choices: tuple[tuple[str, str], ...]
+    """(text, schema as JSON text). What a schema asks that cannot be followed is left to the model."""
+    whole: bool = False
+    """Nothing comes after it: the reply ends there."""
+
+    def __post_init__(self) -> None:
+        if not self.choices:
+            raise ValueError("a reply cannot begin with one of no texts")
+        for _, schema in self.choices:
+            _check_schema(schema)
+
+
+@dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen. `temperature=0` is greedy."""
 
@@ -40,6 +56,8 @@ class Sampling:
     """0 .. 20 alternatives recorded beside each token; more than 0 implies `logprobs`."""
     json_schema: str | None = None
     """The reply must be JSON that fits this schema (JSON text; "{}" = any JSON object)."""
+    beginning: Beginning | None = None
+    """What the reply must begin with; not together with `json_schema`."""
     stop_on_repetition: bool = True
     """End a reply that repeats itself for ever. Off where replies are scored."""
 
@@ -71,6 +89,8 @@ class Sampling:
             raise ValueError(f"top_logprobs must be 0 to {MAX_TOP_LOGPROBS}, got {self.top_logprobs}")
         if self.json_schema is not None:
             _check_schema(self.json_schema)
+            if self.beginning is not None:
+                raise ValueError("json_schema says what the whole reply is: it cannot go together with beginning")
 
 
 def _check_number(name: str, value: Any, *, whole: bool) -> None:

@@ -1,4 +1,4 @@
-"""JSON that fits a schema: which tokens may come next.
+"""JSON that fits a schema, alone or after given words: which tokens may come next.
 
 Knows: schemas, the bytes of every token, llguidance, which follows the grammar. Does not know: models, requests.
 """
@@ -6,6 +6,7 @@ Knows: schemas, the bytes of every token, llguidance, which follows the grammar.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Sequence
 from typing import final
@@ -15,6 +16,7 @@ import torch
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from torch import Tensor
 
+from qvl.engine.api import Beginning, Sampling
 from qvl.text.tokenizer import Tokenizer
 
 _OPTIONS = {"whitespace_pattern": r"\n?[ ]{0,12}"}
@@ -45,25 +47,34 @@ class Grammars:
         self._built: dict[tuple[int, ...], LLTokenizer] = {}
         self._lock = threading.Lock()
 
-    def json(self, schema: str, stop_ids: tuple[int, ...]) -> Grammar:
-        """The grammar of JSON texts that fit `schema`, each ended by one of `stop_ids`.
+    def of(self, sampling: Sampling, stop_ids: tuple[int, ...]) -> Grammar | None:
+        """The grammar that a reply has to follow, ended by one of `stop_ids`; None if it may say what it likes.
 
         Raises:
             ValueError: no schema, or one that says something that cannot be followed.
         """
-        vocabulary = self._vocabulary(stop_ids)
+        if sampling.beginning is not None:
+            return self._made(LLMatcher.grammar_from_lark(_lark(sampling.beginning)), stop_ids, "the schema of a call")
+        return None if sampling.json_schema is None else self.json(sampling.json_schema, stop_ids)
+
+    def json(self, schema: str, stop_ids: tuple[int, ...]) -> Grammar:
+        """The grammar of JSON texts that fit `schema`. Raises: as `of`."""
         anything = json.loads(schema) == {}
         wanted = '{"type": "object"}' if anything else schema
         try:
             grammar = LLMatcher.grammar_from_json_schema(wanted, overrides=_OPTIONS)
         except ValueError as error:
             raise ValueError(f"json_schema cannot be followed: {error}") from error
+        return self._made(grammar, stop_ids, "json_schema")
+
+    def _made(self, grammar: str, stop_ids: tuple[int, ...], what: str) -> Grammar:
+        vocabulary = self._vocabulary(stop_ids)
         if problem := LLMatcher.validate_grammar(grammar, vocabulary):
-            raise ValueError(f"json_schema cannot be followed: {problem.strip().splitlines()[-1]}")
+            raise ValueError(f"{what} cannot be followed: {_last_line(problem)}")
         matcher = LLMatcher(vocabulary, grammar, log_level=0)
         matcher.compute_bitmask()  # some schemas, such as {"$ref": "#"}, turn out to allow nothing only here
         if matcher.is_error():
-            raise ValueError(f"json_schema cannot be followed: {_first_line(matcher)}")
+            raise ValueError(f"{what} cannot be followed: {_first_line(matcher)}")
         return Grammar(matcher)
 
     def _vocabulary(self, stop_ids: tuple[int, ...]) -> LLTokenizer:
@@ -73,6 +84,18 @@ class Grammars:
                 slices = LLTokenizer.json_slices()
                 self._built[stop_ids] = LLTokenizer(wrapper, eos_token=list(stop_ids), slices=slices)
             return self._built[stop_ids]
+
+
+def _lark(beginning: Beginning) -> str:
+    """In llguidance's spelling of Lark: `start: (c0 | c1) rest`, `c0: " crop: " %json {"type": "object", ...}` ..."""
+    options = {"x-guidance": _OPTIONS | {"lenient": True}}
+    rules = [
+        f"c{i}: {json.dumps(text, ensure_ascii=False)} %json {json.dumps(json.loads(schema) | options)}"
+        for i, (text, schema) in enumerate(beginning.choices)
+    ]
+    one = " | ".join(f"c{i}" for i in range(len(rules)))
+    start = [f"start: {one}"] if beginning.whole else [f"start: ({one}) rest", r"rest: /(.|\n)*/"]
+    return "\n".join([*start, *rules])
 
 
 @final
@@ -112,6 +135,12 @@ class Grammar:
         """A matcher that met an error calls itself stopped, as one whose text is whole does."""
         if self._matcher.is_error():
             raise ValueError(f"json_schema can be followed no further: {_first_line(self._matcher)}")
+
+
+def _last_line(problem: str) -> str:
+    """What is wrong with a grammar, without its listing."""
+    said = re.split(r"\n +\d+ \| ", problem.strip())[0].splitlines()[-1]
+    return said.partition("JSON schema: ")[2] or said
 
 
 def _first_line(matcher: LLMatcher) -> str:

@@ -130,6 +130,11 @@ class Live:
         if self._closed:
             raise QueueFull(self._closed)
         most = self._limits.max_rows + self._limits.max_waiting
+        if count > most:
+            raise ValueError(
+                f"{count} replies are asked for at once, but only {most} requests may be answered or wait "
+                f"(max_rows={self._limits.max_rows}, max_waiting={self._limits.max_waiting}); ask for fewer (n)"
+            )
         if len(self._open) + self._preparing + count > most:
             raise QueueFull(
                 f"{most} requests are being answered or wait (max_rows={self._limits.max_rows}, "

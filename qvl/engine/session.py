@@ -152,7 +152,9 @@ class Session:
     def cancel(self, answer: Answer) -> None:
         """Ends a request, wherever it is; nothing happens if it is finished."""
         if answer.track in self._answers:
-            answer.finish = "cancelled"
+            _, sink = self._answers[answer.track]
+            if (rest := answer.call_off()) is not None:
+                sink(rest)
             self._end(answer)
 
     def fail_all(self, error: Exception) -> None:

@@ -7,9 +7,11 @@ Does not know: what a picture costs in tokens (`vision`), models, caches, batchi
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,8 @@ __all__ = ["ChatFormatName", "Processor", "ProcessorConfig", "Resize", "Square"]
 
 Admit = Callable[[int, int], None]
 """(tokens, how many of them are pictures) -> nothing, or an error that says why they are too many."""
+_LONG = 1 << 18
+"""Characters: fewer are encoded in no time."""
 
 
 class _Expansion:
@@ -157,10 +161,13 @@ class Processor:
     ) -> Sequence:
         """Prepares one conversation: renders it, opens its media, expands placeholders, computes positions.
 
-        `admit(tokens, vision)` hears, before any pixel is decoded and again after each clip, how many tokens the
-        conversation has at least and how many of them are pictures; it raises to stop there.
+        `admit(tokens, vision)` hears, before very long texts are encoded, before any pixel is decoded and again after
+        each clip, how many tokens the conversation has at least and how many of them are pictures; it raises to stop
+        there.
         """
         turns = self._parse(messages, labels, name)
+        if admit is not None:
+            self._admit_words(turns, admit)
         chunks = self.chat(chat_format).render(
             turns, generation_prompt=generation_prompt, number_pictures=number_pictures
         )
@@ -208,6 +215,18 @@ class Processor:
             except ValueError as error:
                 raise ValueError(f"{name}: {error}" if name else str(error)) from None
         return turns
+
+    def _admit_words(self, turns: Seq[Message], admit: Admit) -> None:
+        """Encoding 64 MB of words takes a minute and gigabytes; by the longest token there is, what cannot fit is known
+        at once."""
+        texts = [part.text for turn in turns for part in turn.parts if isinstance(part, Text)]
+        if sum(map(len, texts)) > _LONG:
+            admit(sum(len(unicodedata.normalize("NFC", text)) for text in texts) // self._longest_token, 0)
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """In bytes, which are at least as many as characters; marks in a text are tokens, too."""
+        return max(map(len, (*self.tokenizer.ordinary_tokens(), *self.tokenizer.specials)))
 
     def _expand(self, chunks: Seq[Chunk], admit: Admit | None = None) -> _Expansion:
         out = _Expansion()

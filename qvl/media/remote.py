@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 _CHUNK = 64 * 1024
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -132,7 +132,8 @@ def _get(parts: SplitResult, address: str, policy: RemotePolicy, deadline: float
     watchdog = threading.Timer(_left(deadline), connection.abort)  # a socket's own limit is per read, not for all
     watchdog.start()
     try:
-        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        # As browsers do: what an address may not hold is escaped, and what is escaped already stays as it is.
+        path = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe="/?%:@!$&'()*+,;=~")
         connection.request("GET", path, headers={"User-Agent": "qvl", "Accept": "image/*, video/*, */*;q=0.1"})
         response = connection.getresponse()
         location = response.getheader("Location")

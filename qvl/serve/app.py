@@ -16,12 +16,12 @@ from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from qvl.engine.api import LiveEngine
 from qvl.runtime import trim_memory
-from qvl.serve.chat import ChatEndpoint
+from qvl.serve.chat import CLIENT_GONE, ChatEndpoint
 from qvl.serve.config import ServeConfig
 from qvl.serve.errors import ApiError, error_body
 from qvl.serve.gate import Gate
@@ -54,6 +54,7 @@ def create_app(engine: LiveEngine, config: ServeConfig | None = None) -> FastAPI
     app.add_middleware(Gate, config=config, metrics=metrics)  # pyrefly: ignore[bad-argument-type]
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid_body)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _own_error)
     chat = ChatEndpoint(engine, config, Sources(config, uploads), metrics)
     _add_chat(app, engine, chat)
@@ -152,7 +153,7 @@ async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     param, code = (error.param, error.code) if isinstance(error, ApiError) else (None, None)
     message = error.detail if isinstance(error, ApiError) else f"{error.detail} (status {error.status_code})"
-    if isinstance(error.__cause__, UnicodeDecodeError):
+    if isinstance(error.__cause__, ValueError | RecursionError):  # bytes, numbers of 5,000 digits, 10,000 brackets
         message, code = f"the body is not JSON in UTF-8: {error.__cause__}", "invalid_json"
     headers = dict(error.headers or {}) | ({"Connection": "close"} if error.status_code in (408, 413) else {})
     return JSONResponse(error_body(error.status_code, message, param, code), error.status_code, headers)
@@ -165,11 +166,19 @@ async def _invalid_body(_: Request, error: Exception) -> Response:
     where = [str(part) for part in first["loc"][1:] if not isinstance(part, str) or part.isidentifier()]
     if first["type"] == "json_invalid":
         return JSONResponse(error_body(400, f"the body is not JSON: {first['ctx']['error']}", code="invalid_json"), 400)
+    if isinstance(error.body, bytes):  # FastAPI reads only what is declared as JSON
+        message = "the body is not declared as JSON; send it with the header 'Content-Type: application/json'"
+        return JSONResponse(error_body(400, message), 400)
     param = ".".join(where) or None
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "is not a field that this server knows; it is refused because it would be without effect"
     return JSONResponse(error_body(400, f"{param or 'body'}: {message}", param), 400)
+
+
+async def _gone(_: Request, error: Exception) -> Response:
+    """Somebody left in the middle of an upload: no failure of the server's."""
+    return Response(status_code=CLIENT_GONE)
 
 
 async def _own_error(_: Request, error: Exception) -> Response:

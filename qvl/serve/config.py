@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from qvl.engine.api import Sampling
 from qvl.media.remote import RemotePolicy
 
 MIB = 2**20
@@ -77,10 +78,6 @@ class ServeConfig:
             raise ValueError(f"port must be from 0 (any free one) to 65535, got {self.port}")
         if any(not key or not key.isascii() or not key.isprintable() or " " in key for key in self.api_keys):
             raise ValueError("an API key must be printable ASCII without blanks, and not empty")
-        if self.default_max_tokens < 1 or self.default_temperature < 0:
-            raise ValueError(
-                f"defaults must be max_tokens >= 1 and temperature >= 0, got {self.default_max_tokens} and "
-                f"{self.default_temperature}"
-            )
+        Sampling(self.default_max_tokens, self.default_temperature)  # what no request may ask is no default either
         if self.allowed_local_path is not None and not self.allowed_local_path.is_dir():
             raise ValueError(f"allowed_local_path {self.allowed_local_path} is not a folder")

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qvl.engine.api import Request, Sampling
+from qvl.engine.api import Beginning, Request, Sampling
 from qvl.serve.config import ServeConfig
 from qvl.serve.errors import ApiError
 from qvl.serve.schema import ChatRequest, NamedTool
 from qvl.text.messages import parse_messages
-from qvl.text.tools import STOP_WORDS, ToolSpec, with_tools
+from qvl.text.tools import STOP_WORDS, Prompt, ToolSpec, with_tools
 
 Load = Callable[[object, Literal["picture", "video"]], bytes]
 _KINDS: dict[str, tuple[str, Literal["picture", "video"]]] = {
@@ -24,7 +24,10 @@ _KINDS: dict[str, tuple[str, Literal["picture", "video"]]] = {
     "video_url": ("video", "video"),
     "video": ("video", "video"),
 }
-_ALLOWED = {"role", "content", "name", "tool_calls", "tool_call_id", "partial", "refusal", "boxes", "annotations"}
+_ALLOWED = {
+    *("role", "content", "name", "tool_calls", "tool_call_id", "partial"),
+    *("refusal", "boxes", "annotations", "parsed"),  # of a reply that is sent back; `parsed` is OpenAI's client's own
+}
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,9 @@ class Question:
 
     requests: tuple[Request, ...]
     opening: str = ""
-    """What a reply with tools goes on from."""
+    """What the reply goes on from: a tool's results, or a call that it is made to begin."""
     tools: bool = False
+    """Calls in it are the client's to run."""
     max_calls: int | None = None
 
 
@@ -55,7 +59,8 @@ def read_question(body: ChatRequest, load: Load, config: ServeConfig) -> Questio
         messages = parse_messages(prompt.messages)
     except ValueError as error:
         raise ApiError(str(error), param="messages") from error
-    samplings = [_sampling(body, number, calls, config) for number in range(body.n)]
+    beginning = _beginning(prompt, whole=not body.parallel_tool_calls or isinstance(body.tool_choice, NamedTool))
+    samplings = [_sampling(body, number, calls, beginning, config) for number in range(body.n)]
     requests = tuple(Request(messages, sampling) for sampling in samplings)
     return Question(requests, prompt.opening, calls, None if body.parallel_tool_calls else 1)
 
@@ -143,7 +148,20 @@ def _loaded_part(part: Any, budget: dict[str, Any], load: Load, where: str) -> A
     return {"type": name, name: data, **budget, **options}
 
 
-def _sampling(body: ChatRequest, number: int, calls: bool, config: ServeConfig) -> Sampling:
+def _beginning(prompt: Prompt, *, whole: bool) -> Beginning | None:
+    """The call that a reply must begin with: its name is one of the tools', its arguments are an object."""
+    if not prompt.calls:
+        return None
+    texts = tuple((text, json.dumps({"type": "object"} | dict(schema))) for text, schema in prompt.calls)
+    try:
+        return Beginning(texts, whole)
+    except ValueError as error:
+        raise ApiError(str(error), param="tools") from error
+
+
+def _sampling(
+    body: ChatRequest, number: int, calls: bool, beginning: Beginning | None, config: ServeConfig
+) -> Sampling:
     if body.top_logprobs and not body.logprobs:
         raise ApiError("top_logprobs needs logprobs: true", param="top_logprobs")
     temperature = config.default_temperature if body.temperature is None else body.temperature
@@ -159,6 +177,7 @@ def _sampling(body: ChatRequest, number: int, calls: bool, config: ServeConfig) 
             logprobs=body.logprobs,
             top_logprobs=body.top_logprobs or 0,
             json_schema=_json_schema(body, calls),
+            beginning=beginning,
             stop_on_repetition=body.stop_on_repetition,
         )
     except ValueError as error:

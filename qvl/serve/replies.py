@@ -22,7 +22,7 @@ class Choice:
 
     def __init__(self, index: int, question: Question) -> None:
         self._index = index
-        self._reader = CallReader(question.opening, max_calls=question.max_calls) if question.tools else None
+        self._reader = CallReader(question.opening, max_calls=question.max_calls, may_call=question.tools)
         self._taken = ""
         self._message: dict[str, Any] = {"role": "assistant", "content": None}
         self.reply: Reply | None = None
@@ -66,11 +66,7 @@ class Choice:
         return {"index": self._index, "delta": delta, "logprobs": None, "finish_reason": None}
 
     def _deltas(self, text: str, last: bool = False) -> list[dict[str, Any]]:
-        if self._reader is None:
-            pieces: list[Piece] = [Said(text)] if text else []
-        else:
-            pieces = self._reader.push(text)
-            pieces += self._reader.close() if last else []
+        pieces = self._reader.push(text) + (self._reader.close() if last else [])
         return [self._delta(piece) for piece in pieces]
 
     def _delta(self, piece: Piece) -> dict[str, Any]:

@@ -77,9 +77,12 @@ class Sources:
         if "\0" in url:
             raise ValueError("a path holds a zero byte")
         path = Path(unquote(urlsplit(url).path) if url.startswith("file:") else url)
-        file = (folder / path).resolve()  # links followed: what counts is where the file lies
-        if not file.is_relative_to(folder.resolve()) or not file.is_file():
-            raise ValueError(f"{url[:200]!r} is not a file in the folder that requests may use")
-        if (size := file.stat().st_size) > self._config.limits.upload_bytes:
-            raise ValueError(f"{url[:200]!r} has {size:,} bytes; the limit is {self._config.limits.upload_bytes:,}")
-        return read_source(str(file), kind=kind, media_type="")[0]
+        try:
+            file = (folder / path).resolve()  # links followed: what counts is where the file lies
+            if not file.is_relative_to(folder.resolve()) or not file.is_file():
+                raise ValueError(f"{url[:200]!r} is not a file in the folder that requests may use")
+            if (size := file.stat().st_size) > self._config.limits.upload_bytes:
+                raise ValueError(f"{url[:200]!r} has {size:,} bytes; the limit is {self._config.limits.upload_bytes:,}")
+            return read_source(str(file), kind=kind, media_type="")[0]
+        except (OSError, RuntimeError) as error:  # a name too long, links in a circle, a file that may not be read
+            raise ValueError(f"{url[:200]!r} cannot be opened: {type(error).__name__}") from error

@@ -47,13 +47,15 @@ class ToolCall:
 class CallReader:
     """Splits a reply into words and calls, holding back only what might still become a keyword."""
 
-    def __init__(self, opening: str = "", *, max_calls: int | None = None) -> None:
+    def __init__(self, opening: str = "", *, max_calls: int | None = None, may_call: bool = True) -> None:
         """
         Args:
             opening: what the reply goes on from (`Prompt.opening`).
             max_calls: calls after these are dropped.
+            may_call: False = nobody runs tools: whatever the reply says is for the reader.
         """
         self._max_calls = max_calls
+        self._may_call = may_call
         self._state: Literal["said", "name", "arguments", "over"] = "said"
         self._held = ""
         self._index = -1
@@ -91,12 +93,12 @@ class CallReader:
                 return
             self._held = self._held.removeprefix(":").removeprefix(" ")
             self._after_return = False
-        at = self._held.find(f"{FUNCTION}:")
+        at = self._held.find(f"{FUNCTION}:") if self._may_call else -1
         if at >= 0:
             said, self._held = self._held[:at].rstrip(), self._held[at + len(FUNCTION) + 1 :]
             self._state = "name"
         else:
-            keep = 0 if final else _unsure(self._held, f"{FUNCTION}:")
+            keep = 0 if final or not self._may_call else _unsure(self._held, f"{FUNCTION}:")
             said, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         if said:
             yield Said(said)

@@ -86,6 +86,8 @@ class Prompt:
     """OpenAI-style messages without tool calls. The last one is `partial` if the reply goes on from it."""
     opening: str = ""
     """What the reply goes on from; `CallReader` has to know."""
+    calls: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    """If it must begin with a call: the texts that may follow, each with the schema of the arguments after it."""
 
 
 def with_tools(
@@ -112,6 +114,7 @@ def with_tools(
         return Prompt(turns, opening)
     if choice not in ("auto", "required", *(tool.name for tool in tools)):
         raise ValueError(f"tool choice {choice!r} is not among the tools: {', '.join(tool.name for tool in tools)}")
+    calls: list[tuple[str, Mapping[str, Any]]] = []
     if choice != "auto":
         forced = f"{FUNCTION}:" if choice == "required" else f"{FUNCTION}: {choice}\n{ARGS}:"
         if opening:
@@ -119,7 +122,9 @@ def with_tools(
         else:
             turns.append({"role": "assistant", "content": [_text(forced)], "partial": True})
         opening = forced
-    return Prompt(_with_system_text(turns, tools_prompt(tools, parallel=parallel)), opening)
+        asked = [tool for tool in tools if choice in ("required", tool.name)]
+        calls = [(f" {tool.name}\n{ARGS}: " if choice == "required" else " ", tool.parameters) for tool in asked]
+    return Prompt(_with_system_text(turns, tools_prompt(tools, parallel=parallel)), opening, tuple(calls))
 
 
 def _check_form(message: Any, index: int) -> None:

@@ -102,6 +102,9 @@ def test_replies_are_verbatim_in_a_pipe_and_coloured_in_a_terminal(tmp_path):
     assert "object_ref" not in out
     assert "\x1b[1;36mcat\x1b[0m" in out
     assert "\x1b[2m(0,0),(500,500)\x1b[0m" in out
+    table = "a\t:cat: [b]\n\n\t1"
+    assert talk(Canned(table), ["hi"], tmp_path)[0] == table + "\n"
+    assert ":cat: [b]" in talk(Canned(table), ["hi"], tmp_path, terminal=True)[0]
 
 
 def test_boxes_are_listed_and_drawn_over_the_picture_they_lie_in(tmp_path, cat):

@@ -7,7 +7,7 @@ import json
 import pytest
 from tiny_vlm import picture, user
 
-from qvl.engine.api import Request, Sampling
+from qvl.engine.api import Beginning, Request, Sampling
 from qvl.engine.grammar import Grammars
 from qvl.text.tokenizer import Tokenizer
 
@@ -70,6 +70,35 @@ def test_a_schema_that_grows_too_large_is_no_whole_reply(vlm):
     wide = {"type": "object", "properties": {f"k{i}": {"type": "null"} for i in range(550)}}
     with pytest.raises(ValueError, match=r"^json_schema can be followed no further: [^\n]*$"):
         vlm.chat(user("x"), json_schema=wide)
+
+
+CROP = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"], "additionalProperties": False}
+CALLS = ((" crop\n✿ARGS✿: ", json.dumps(CROP)), (" 读\n✿ARGS✿: ", '{"type": "object", "maxProperties": 0}'))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_reply_begins_with_given_words_and_what_fits_behind_them(vlm, whole, seed):
+    sampling = Sampling(80, 1.5, seed=seed, beginning=Beginning(CALLS, whole))
+    reply = vlm.engine.generate([Request(user("x"), sampling)])[0]
+    text, schema = next(call for call in CALLS if reply.text.startswith(call[0]))
+    said, end = json.JSONDecoder().raw_decode(reply.text[len(text) :])
+    assert set(said) == set(json.loads(schema).get("required", ()))
+    rest = reply.text[len(text) + end :]
+    assert (rest == "") == whole
+    assert not whole or reply.finish_reason == "stop"
+
+
+def test_what_a_beginning_may_not_be(vlm):
+    with pytest.raises(ValueError, match="one of no texts"):
+        Beginning(())
+    with pytest.raises(ValueError, match="cannot go together with beginning"):
+        Sampling(json_schema="{}", beginning=Beginning(CALLS))
+    with pytest.raises(ValueError, match=r"^the schema of a call cannot be followed: [^\n]*banana$"):
+        vlm.engine.generate([Request(user("x"), Sampling(beginning=Beginning(((" ", '{"type": "banana"}'),))))])
+    # What is not implemented is left to the model: the tool's own check has the last word.
+    unique = Beginning(((" ", '{"type": "object", "minProperties": 0, "if": {}, "then": {}}'),), whole=True)
+    vlm.engine.generate([Request(user("x"), Sampling(20, beginning=unique))])
 
 
 def walk(tokenizer: Tokenizer, text: str, stop: str) -> None:

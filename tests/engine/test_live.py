@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from dataclasses import replace
 from itertools import chain, islice
 
 import pytest
@@ -72,6 +73,24 @@ def test_cancelling_ends_the_iterator_and_frees_the_pages(live):
     assert (live.stats().pages_used, live.stats().cancelled) == (0, 1)
 
 
+def test_a_reply_that_is_called_off_keeps_nothing_back(live, model, processor):
+    """Neither what might have become a stop string nor what was measured of tokens that made no text yet."""
+    request = long()
+    text = Engine(model, processor).generate([request])[0].text
+    at = next(i for i in range(3, 200) if text[i] not in text[:i])
+    sampling = replace(request.sampling, stop=(text[at:] + "never said",), top_logprobs=1)
+    ticket = live.submit(replace(request, sampling=sampling))
+    while len(ticket.answer.content.generated) < at + 30:
+        time.sleep(0.001)
+    ticket.cancel()
+    *deltas, reply = ticket
+    assert reply.finish_reason == "cancelled"
+    assert "".join(d.text for d in deltas) == reply.text
+    assert len(reply.text) > at
+    assert [t for d in deltas for t in d.logprobs] == list(reply.token_logprobs)
+    assert len(reply.token_logprobs) == len(reply.token_ids)
+
+
 def test_what_can_never_be_answered_is_refused_by_submit(live):
     with pytest.raises(ValueError, match="the model's context is 512"):
         live.submit(Request(user("a"), Sampling(max_new_tokens=600)))
@@ -97,8 +116,13 @@ def test_requests_about_the_same_are_let_in_together_or_not_at_all(model, proces
     live = Live(model, processor, Limits(max_rows=1, max_waiting=2))
     messages = user(picture(60, 60), "red")
     asked = [Request(messages, Sampling(max_new_tokens=4, temperature=1.0, seed=s)) for s in range(4)]
-    with pytest.raises(QueueFull, match=r"3 requests"):
+    with pytest.raises(ValueError, match=r"4 replies .* only 3 requests .*max_waiting=2"):
         live.submit_all(asked)
+    before = live.submit(long())
+    with pytest.raises(QueueFull, match=r"3 requests"):
+        live.submit_all(asked[:3])
+    before.cancel()
+    whole(before)
     replies = [whole(ticket) for ticket in live.submit_all(asked[:3])]
     assert [r.token_ids for r in replies] == [r.token_ids for r in Engine(model, processor).generate(asked[:3])]
     assert live.stats().pages_used == 0

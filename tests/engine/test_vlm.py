@@ -154,3 +154,14 @@ def test_transformers_reads_the_folder_and_generates_the_same(vlm, folder):
 
 def test_the_chat_form_stands_where_official_folders_have_it(folder):
     assert json.loads((folder / "generation_config.json").read_text())["chat_format"] == "chatml"
+
+
+def test_words_without_end_are_refused_before_they_are_encoded(vlm, monkeypatch):
+    short, long = user("word " * 1000), user("word ", "word " * 1_000_000)
+    encode = type(vlm.tokenizer).encode
+    monkeypatch.setattr(
+        type(vlm.tokenizer), "encode", lambda self, text, **k: encode(self, text, **k) if len(text) < 9999 else 1 / 0
+    )
+    for words in (short, long):
+        with pytest.raises(ValueError, match=r"the prompt has at least \d+ tokens .*the model's context is 512"):
+            vlm.chat(words)

@@ -76,6 +76,10 @@ class Web(BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", self.path[4:])
             self.end_headers()
+        elif self.path.startswith("/echo"):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(self.path.encode())
         elif self.path == "/missing":
             self.send_error(404)
         elif self.path == "/drip":
@@ -121,6 +125,13 @@ def here(*_, **__):
 
 def test_it_fetches_from_the_checked_address_in_the_name_of_the_host(web):
     assert fetch(f"http://pictures.example:{web}/host", ANY, resolve=here) == f"pictures.example:{web}".encode()
+
+
+def test_addresses_in_any_script_are_escaped_as_browsers_do(web):
+    base = f"http://pictures.example:{web}"
+    assert fetch(f"{base}/echo/a b%20c/猫.png?q=ü&r=%2F", ANY, resolve=here) == (
+        b"/echo/a%20b%20c/%E7%8C%AB.png?q=%C3%BC&r=%2F"
+    )
 
 
 def test_redirects_are_checked_like_the_first_address(web):

@@ -168,7 +168,8 @@ def called(key: object, result: object) -> dict:
 BODIES = {
     "not json": (b"{", None, "not JSON"),
     "not an object": (b"[]", None, "valid dictionary"),
-    "deeply nested": (b'{"model":' + b"[" * 100_000, None, ""),
+    "deeply nested": (b'{"model":' + b"[" * 100_000, None, "the body is not JSON in UTF-8: maximum recursion depth"),
+    "a number without end": (b'{"seed": ' + b"9" * 5000 + b"}", None, "not JSON in UTF-8: Exceeds the limit"),
     "no messages": (without(ask("hi"), "messages"), "messages", "required"),
     "empty messages": (talk(), "messages", "at least 1"),
     "many messages": (talk(*[{"role": "user", "content": "x"}] * 10_000), "messages", "10,000 messages"),
@@ -319,8 +320,10 @@ def test_addresses_of_this_machine_are_not_fetched_in_any_disguise(private_web):
 
 def test_a_form_must_be_json(live):
     """A page of another site can send forms, but not JSON, without being asked."""
-    answer = live.post(json.dumps(ask("hi")).encode(), headers={"Content-Type": "text/plain"})
-    assert answer.status_code == 400
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
+        answer = live.post(json.dumps(ask("hi")).encode(), headers={"Content-Type": kind})
+        assert answer.status_code == 400
+        assert "send it with the header 'Content-Type: application/json'" in error_of(answer)["message"]
 
 
 def test_pages_of_other_sites_and_other_names_are_turned_away(live):
@@ -410,6 +413,18 @@ def wait_for(true, seconds: float = 60.0) -> None:
     while not true() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert true()
+
+
+def test_whoever_leaves_in_the_middle_of_an_upload_is_no_failure():
+    with serving(CannedLive()) as live:
+        head = b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + b"y" * 1000
+        with live.connect() as sock:
+            sock.sendall(head + b"Content-Length: 9999\r\n\r\n" + part)
+            wait_for(lambda: "qvl_http_in_flight 2\n" in httpx2.get(f"{live.url}/metrics", timeout=60).text)
+        counted = 'qvl_http_responses_total{path="/v1/files",status='
+        wait_for(lambda: counted in httpx2.get(f"{live.url}/metrics", timeout=60).text)
+        assert f'{counted}"499"}} 1\n' in httpx2.get(f"{live.url}/metrics", timeout=60).text
 
 
 def test_bad_uploads(live):

@@ -270,6 +270,29 @@ def test_calls_whole_and_streamed(create):
     assert len(reply.usage.model_extra["resized_to"]) == 1
 
 
+def reader(name: str, *things: str) -> dict:
+    what = {"type": "object", "properties": {"what": {"enum": things}}, "additionalProperties": False}
+    return {"type": "function", "function": {"name": name, "parameters": what}}
+
+
+THINGS = {"read": ("sign", "page"), "paint": ("wall", "door")}
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "read"}}])
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_call_that_is_required_names_a_tool_and_fits_it(create, choice, parallel):
+    """Whatever a random model would rather say."""
+    options = {"tools": [reader(n, *things) for n, things in THINGS.items()], "parallel_tool_calls": parallel}
+    for seed in range(3):
+        reply = create(turn("cut"), **options, tool_choice=choice, temperature=1.5, seed=seed, max_tokens=80).choices[0]
+        call = reply.message.tool_calls[0].function
+        assert call.name in (THINGS if choice == "required" else ("read",))
+        assert json.loads(call.arguments).get("what", THINGS[call.name][0]) in THINGS[call.name]
+        if choice != "required" or not parallel:
+            assert len(reply.message.tool_calls) == 1
+            assert (reply.finish_reason, reply.message.content) == ("tool_calls", None)
+
+
 def test_clips(vlm, create, two):
     file = clip_file(frames=8)
     part = {"type": "video_url", "video_url": {"url": data_uri(file, "video/mp4")}, "nframes": 4}

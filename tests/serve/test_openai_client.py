@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import openai
+import pydantic
 import pytest
 from canned_live import CannedLive, words
 from clips import clip_file
@@ -156,6 +157,21 @@ def test_formats(client, engine):
     assert engine.asked[-1].sampling.json_schema is None
 
 
+class Count(pydantic.BaseModel):
+    n: int
+
+
+def test_what_the_client_has_parsed_can_be_sent_back(client, engine):
+    engine.answer = lambda request: '{"n": 3}'
+    first = client.chat.completions.parse(model="canned", messages=question("hi"), response_format=Count)
+    said = first.choices[0].message
+    assert said.parsed == Count(n=3)
+    client.chat.completions.create(
+        model="canned", messages=[*question("hi"), said.to_dict(warnings=False), *question("sure?")]
+    )
+    assert words(engine.asked[-1]) == 'user: hi\nassistant: {"n": 3}\nuser: sure?'
+
+
 TOOLS = [
     {
         "type": "function",
@@ -192,6 +208,13 @@ def test_tools_both_ways(client, engine):
     assert words(engine.asked[-1]).endswith("\n✿RESULT✿: here\n✿RESULT✿: here\n✿RETURN✿")
     assert engine.asked[-1].messages[-1].partial
     assert reply.usage.model_extra["resized_to"] == [[40, 60], [30, 30], [30, 30]]
+    # Without tools to call (again) the answer is the same, and what looks like a call is text.
+    for options in ({}, {"tools": TOOLS, "tool_choice": "none"}):
+        engine.answer = lambda request: ": exit ✿FUNCTION✿: crop"
+        reply = client.chat.completions.create(model="canned", messages=talk, **options)
+        assert reply.choices[0].message.content == "exit ✿FUNCTION✿: crop"
+        chunks = client.chat.completions.create(model="canned", messages=talk, stream=True, **options)
+        assert "".join(c.choices[0].delta.content or "" for c in chunks) == "exit ✿FUNCTION✿: crop"
 
 
 def test_streamed_calls(client, engine):

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import httpx2
 import pytest
 from browser import CHROMIUM, Browser, chromium
 from canned_live import CannedLive
@@ -225,6 +226,94 @@ def test_conversations_are_kept_and_go_on(page, live, engine, scene):
     assert not page.run("document.getElementById('welcome').hidden")
 
 
+def test_a_question_that_was_refused_is_not_asked_again(page, engine, scene):
+    engine.refusal = "the picture is too large"
+    try:
+        ask(page, "What is it?", scene)
+        page.wait("document.querySelector('.problem')?.hidden === false")
+    finally:
+        engine.refusal = ""
+    ask(page, "What is where?", scene)
+    page.wait("document.querySelectorAll('.exchange').length === 2")
+    page.wait(DONE)
+    assert [m.role for m in engine.asked[-1].messages] == ["user"]
+    assert page.run("document.querySelectorAll('.exchange:last-child .box').length") == 3
+
+
+def test_a_forgotten_conversation_does_not_come_back_with_its_answer(page, engine):
+    for button in ("#conversations .icon", "#forget"):
+        ask(page, "What is where?")
+        page.wait(DONE)
+        engine.answer, engine.pause_s = lambda request: "word " * 500, 0.02
+        try:
+            ask(page, "Count.")
+            page.wait("document.querySelector('.exchange:last-child .answer').textContent.length > 20")
+            page.run(f"document.querySelector('{button}').click()")
+            page.wait("!document.body.classList.contains('busy-now')")
+            assert page.run("document.querySelectorAll('#conversations li').length") == 0
+        finally:
+            engine.answer, engine.pause_s = lambda request: ANSWER, 0.0
+
+
+def test_the_conversation_that_is_open_is_not_opened_again(page, engine):
+    ask(page, "What is where?")
+    page.wait(DONE)
+    engine.pause_s = 0.02
+    try:
+        ask(page, "And now?")
+        page.wait("document.querySelector('.exchange:last-child .answer').textContent.length > 20")
+        page.run("document.querySelector('#conversations .open').click()")
+        page.wait(DONE)
+        assert page.run("document.querySelector('.exchange:last-child .answer').textContent").endswith("the horizon.")
+        assert page.run("document.querySelectorAll('.exchange').length") == 2
+    finally:
+        engine.pause_s = 0.0
+
+
+def test_boxes_lie_right_on_a_picture_that_was_sent_again_smaller(page, live, tmp_path):
+    """Of a large picture the browser keeps a small one, and sends that where the server has forgotten the upload."""
+    file = tmp_path / "large.png"
+    Image.new("RGB", (2000, 1000)).save(file)
+    ask(page, "What is where?", file)
+    page.wait(DONE)
+    page.open(f"{live.url}/?again")
+    page.wait("document.querySelectorAll('#conversations li').length === 1")
+    page.run("document.querySelector('#conversations .open').click()")
+    for uploaded in httpx2.get(f"{live.url}/v1/files", timeout=60).json()["data"]:
+        httpx2.delete(f"{live.url}/v1/files/{uploaded['id']}", timeout=60)
+    ask(page, "And now?")
+    page.wait("document.querySelectorAll('.exchange').length === 2")
+    page.wait(DONE)
+    assert page.run("document.querySelector('.exchange:last-child .ref').title") == "124, 187, 792, 687"
+
+
+def test_an_upload_can_be_stopped(page, scene):
+    page.run(
+        "window.fetch = ((real) => (url, options) => url !== 'v1/files' ? real(url, options) : new Promise((_, no) =>"
+        "options.signal?.addEventListener('abort', () => no(options.signal.reason))))(window.fetch)"
+    )
+    ask(page, "What is where?", scene)
+    page.wait("document.querySelector('.answer.wait')")
+    page.click("#send")
+    page.wait("!document.body.classList.contains('busy-now')")
+    assert page.run("document.querySelector('.problem').hidden")
+
+
+def test_settings_are_kept_where_conversations_have_filled_the_store(page):
+    page.run(
+        "(() => { const talks = []; for (let size = 1 << 20; size;) {"
+        "talks.push({ id: String(talks.length), title: 'x'.repeat(size), exchanges: [] });"
+        "try { localStorage.setItem('qvl.conversations', JSON.stringify(talks)); } catch { talks.pop(); size >>= 1; }"
+        "} })()"
+    )
+    page.click("#settings-open")
+    page.wait("document.getElementById('settings').open")
+    page.run("document.querySelector('[name=system]').value = 'Be brief. '.repeat(100)")
+    page.click("#settings .primary")
+    assert page.run("JSON.parse(localStorage.getItem('qvl.settings')).system.length") == 1000
+    assert page.complaints() == []
+
+
 def test_code_to_copy_runs(page, live, scene, tmp_path):
     ask(page, "What's 'where'?", scene)
     page.wait(DONE)
@@ -245,6 +334,20 @@ def test_code_to_copy_runs(page, live, scene, tmp_path):
     assert reply["choices"][0]["message"]["content"] == ANSWER
     assert ANSWER in output_of(sys.executable, "-c", copied("Python"))
     assert copied("Copy").startswith("I can see a red circle on the left")
+
+
+def test_code_to_copy_says_what_a_file_is_whatever_its_name(page):
+    part = {"type": "video_url", "video_url": {"url": "file-1"}}
+    body = json.dumps({"messages": [{"role": "user", "content": [part]}]})
+    for spelled, wanted in (
+        ("curl", "data:video/x-matroska;base64,"),
+        ("python", '"it\'s a clip.mkv", "video/x-matroska")'),
+    ):
+        code = page.run(
+            f"import('/page/snippets.js').then((s) => s.{spelled}("
+            f"s.withHoles({body}, () => ({{name: \"it's a clip.mkv\", type: 'video/x-matroska'}})), 'http://x', false))"
+        )
+        assert wanted in code
 
 
 def test_settings_reach_the_server(page, engine):

@@ -137,6 +137,11 @@ def test_files_of_an_allowed_folder(tmp_path):
             answer = live.post(ask(picture(url), "?"))
             assert answer.status_code == 400, url
         assert "is not a file in the folder" in error_of(live.post(ask(picture("../secret.png"), "?")))["message"]
+        (folder / "circle.png").symlink_to(folder / "circle.png")
+        for url in ("a" * 5000, "circle.png"):
+            answer = live.post(ask(picture(url), "?"))
+            assert (answer.status_code, error_of(answer)["param"]) == (400, "messages.0.content.0.image_url")
+            assert "cannot be opened" in error_of(answer)["message"]
 
 
 SERVER = """
@@ -215,6 +220,8 @@ def test_uploads_make_room_and_are_forgotten():
         {"port": 70000},
         {"api_keys": ("two words",)},
         {"default_max_tokens": 0},
+        {"default_temperature": 200.0},
+        {"default_temperature": float("nan")},
         {"allowed_local_path": Path("nowhere")},
     ],
 )

@@ -166,6 +166,15 @@ def test_the_colon_after_return_is_not_part_of_the_answer():
     assert [*reader.push(":"), *reader.push(" It"), *reader.close()] == [Said("It")]
 
 
+def test_where_nothing_may_be_called_everything_is_said():
+    text = ": It says exit.\n✿FUNCTION✿: crop\n✿ARGS✿: {}"
+    for step in (1, 3, 100):
+        reader = CallReader(RETURN, may_call=False)
+        pieces = [p for at in range(0, len(text), step) for p in reader.push(text[at : at + step])] + reader.close()
+        assert all(isinstance(p, Said) for p in pieces)
+        assert "".join(p.text for p in pieces) == text[2:]
+
+
 def test_one_call_at_a_time():
     text = "✿FUNCTION✿: a\n✿ARGS✿: {}\n✿FUNCTION✿: b\n✿ARGS✿: {}"
     assert read_calls(text, max_calls=1) == ("", [ToolCall("a", "{}")])

@@ -90,12 +90,15 @@ function showTalk() {
   $("talk").scrollTop = $("talk").scrollHeight;
 }
 
+/** What the server is told for exchange `index`: all until then but what it refused, which it would refuse again. */
+const told = (index) => state.talk.exchanges.slice(0, index + 1).filter((exchange, i) => i === index || !exchange.refused);
+
 function viewOf(index) {
-  const before = state.talk.exchanges.slice(0, index + 1);
+  const before = told(index);
   const shown = before.flatMap((exchange) => exchange.media);
   const latest = before.findLast((exchange) => exchange.media.length);
   const exchange = before.at(-1);
-  const request = () => withHoles(bodyOf(index), (url) => shown.find((m) => m.fileId && m.fileId === url)?.name);
+  const request = () => withHoles(bodyOf(index), (url) => shown.find((m) => m.fileId && m.fileId === url));
   const copy = (what, text) => async () => {
     try { await navigator.clipboard.writeText(text()); toast(`${what} copied`); } catch { toast("the browser does not let this page copy"); }
   };
@@ -110,13 +113,13 @@ function viewOf(index) {
 function bodyOf(index) {
   const s = state.settings, messages = [];
   if (s.system.trim()) messages.push({ role: "system", content: s.system });
-  state.talk.exchanges.slice(0, index + 1).forEach((exchange, i) => {
+  told(index).forEach((exchange, i, all) => {
     const parts = exchange.media.map((m) => {
       const kind = m.type.startsWith("video/") ? "video_url" : "image_url";
       return { type: kind, [kind]: { url: m.fileId ?? "", ...(s.max_pixels ? { max_pixels: Number(s.max_pixels) } : {}) } };
     });
     messages.push({ role: "user", content: [...parts, { type: "text", text: exchange.question }] });
-    if (i < index) messages.push({ role: "assistant", content: exchange.answer });
+    if (i < all.length - 1) messages.push({ role: "assistant", content: exchange.answer });
   });
   const body = { model: state.model, messages, stream: true, stream_options: { include_usage: true } };
   for (const name of ["max_tokens", "temperature", "top_p", "seed"]) if (s[name] !== "") body[name] = Number(s[name]);
@@ -150,20 +153,21 @@ async function run(index, exchange, view) {
     await receive(index, exchange, view);
   } catch (error) {
     if (error.name !== "AbortError") exchange.problem = error.status === 401 ? "The server asks for a key: open Settings." : error.message;
+    exchange.refused = error.status === 400 || error.status === 413; // another status may be another one next time
   }
   state.running = null;
   document.body.classList.remove("busy-now");
   $("send").setAttribute("aria-label", "Send");
   readyToSend();
   view.update(false);
-  store.remember(talk);
+  if (!talk.forgotten) store.remember(talk);
   showList();
 }
 
 async function receive(index, exchange, view, again = true) {
   const { key } = state.settings, { signal } = state.running;
-  state.model ||= await server.modelName(key);
-  await uploadAll(state.talk.exchanges.slice(0, index + 1).flatMap((e) => e.media), key);
+  state.model ||= await server.modelName(key, signal);
+  await uploadAll(told(index).flatMap((e) => e.media), key, signal);
   let frame = 0;
   try {
     for await (const chunk of server.chat(bodyOf(index), key, signal)) {
@@ -189,12 +193,12 @@ function follow(view) {
   if (state.following && below > 0) $("talk").scrollBy({ top: below, behavior: "instant" });
 }
 
-async function uploadAll(media, key) {
+async function uploadAll(media, key, signal) {
   for (const medium of media) {
     if (medium.fileId) continue;
     if (!medium.blob && medium.type.startsWith("video/")) throw new Error(`the clip ${medium.name} is no longer here; add it again`);
     const blob = medium.blob ?? await bytesOf(medium.preview);
-    medium.fileId = await server.upload(blob, medium.name, key);
+    medium.fileId = await server.upload(blob, medium.name, key, signal);
   }
 }
 
@@ -209,8 +213,25 @@ function stop() { state.running?.abort(); }
 
 function showList() {
   $("conversations").replaceChildren(...store.conversations().map((talk) => node("li", { class: talk.id === state.talk.id ? "now" : null },
-    node("button", { type: "button", class: "open", onclick: () => { stop(); state.talk = talk; showTalk(); if (innerWidth < 832) toggleList(false); } }, talk.title || "(no words)"),
-    node("button", { type: "button", class: "icon", "aria-label": `Forget ${talk.title}`, onclick: () => { store.forget(talk.id); talk.id === state.talk.id ? newTalk() : showList(); } }, icon("close")))));
+    node("button", { type: "button", class: "open", onclick: () => openTalk(talk) }, talk.title || "(no words)"),
+    node("button", { type: "button", class: "icon", "aria-label": `Forget ${talk.title}`, onclick: () => forgetTalk(talk.id) }, icon("close")))));
+}
+
+function openTalk(talk) {
+  if (talk.id !== state.talk.id) { // what is open already has its files still, what is remembered has not
+    stop();
+    state.talk = talk;
+    showTalk();
+  }
+  if (innerWidth < 832) toggleList(false);
+}
+
+/** One conversation, or all; an answer that is still coming must not bring its own back. */
+function forgetTalk(id) {
+  store.forget(id);
+  if (id !== undefined && id !== state.talk.id) { showList(); return; }
+  state.talk.forgotten = true;
+  newTalk();
 }
 
 function toggleList(open = !document.body.classList.contains("with-history")) {
@@ -310,7 +331,7 @@ $("settings-open").addEventListener("click", openSettings);
 $("settings").addEventListener("submit", closeSettings); // at once: the event "close" comes some time after
 $("settings").addEventListener("close", closeSettings);
 $("settings").addEventListener("click", (event) => { if (event.target === $("settings")) $("settings").close(); });
-$("forget").addEventListener("click", () => { store.forget(); newTalk(); toast("forgotten"); });
+$("forget").addEventListener("click", () => { forgetTalk(); toast("forgotten"); });
 
 setTheme(store.theme());
 newTalk();

@@ -46,8 +46,8 @@ function lastReference(pieces) {
 
 function readPlace(kind, body) {
   if (!POINTS.test(body)) return null;
-  const n = body.match(/\d+/g).map(Number);
-  if (n.length !== (kind === "box" ? 4 : 8) || Math.max(...n) > 1000) return null;
+  const written = body.match(/\d+/g).map(Number), n = written.map((c) => Math.min(c, 999)); // 1000 is the far edge
+  if (n.length !== (kind === "box" ? 4 : 8) || Math.max(...written) > 1000) return null;
   if (kind === "box") return n[0] <= n[2] && n[1] <= n[3] ? n : null;
   const xs = n.filter((_, i) => i % 2 === 0), ys = n.filter((_, i) => i % 2 === 1);
   return [Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys)];

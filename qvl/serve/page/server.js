@@ -8,18 +8,18 @@ async function failure(response) {
   return Object.assign(new Error(error?.message ?? `the server answers with status ${response.status}`), { status: response.status });
 }
 
-export async function modelName(key) {
-  const response = await fetch("v1/models", { headers: headers(key) });
+export async function modelName(key, signal) {
+  const response = await fetch("v1/models", { headers: headers(key), signal });
   if (!response.ok) throw await failure(response);
   return (await response.json()).data[0].id;
 }
 
 /** The id under which later requests name the file. */
-export async function upload(blob, name, key) {
+export async function upload(blob, name, key, signal) {
   const form = new FormData();
   form.append("purpose", "vision");
   form.append("file", blob, name);
-  const response = await fetch("v1/files", { method: "POST", body: form, headers: headers(key) });
+  const response = await fetch("v1/files", { method: "POST", body: form, headers: headers(key), signal });
   if (!response.ok) throw await failure(response);
   return (await response.json()).id;
 }

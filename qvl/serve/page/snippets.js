@@ -1,20 +1,17 @@
 // A request as code that somebody can run: curl and Python.
 // Knows: quoting. Does not know: the page.
 
-const KINDS = { jpg: "image/jpeg", jpeg: "image/jpeg", webp: "image/webp", gif: "image/gif", mp4: "video/mp4", webm: "video/webm", mov: "video/quicktime" };
-const mediaType = (name) => KINDS[name.split(".").pop().toLowerCase()] ?? "image/png";
-
 /** Stands for the bytes of a file in a request's body. */
 class Hole {
-  constructor(name) { this.name = name; }
-  toJSON() { return `\u0000${this.name}\u0000`; }
+  constructor({ name, type }) { Object.assign(this, { name, type }); }
+  toJSON() { return `\u0000${this.type} ${this.name}\u0000`; }
 }
 
-/** The request's body, not streamed, with holes in the place of uploaded files (`nameOf(url)` is their name). */
-export function withHoles(body, nameOf) {
+/** The request's body, not streamed, with holes in the place of uploaded files (`mediumOf(url)`: their name and type). */
+export function withHoles(body, mediumOf) {
   const filled = (part) => {
-    const name = nameOf(part[part.type]?.url);
-    return name ? { ...part, [part.type]: { ...part[part.type], url: new Hole(name) } } : part;
+    const medium = mediumOf(part[part.type]?.url);
+    return medium ? { ...part, [part.type]: { ...part[part.type], url: new Hole(medium) } } : part;
   };
   const { stream, stream_options, ...rest } = body;
   const messages = body.messages.map(({ role, content }) => ({ role, content: Array.isArray(content) ? content.map(filled) : content }));
@@ -23,11 +20,11 @@ export function withHoles(body, nameOf) {
 
 export function curl(body, origin, withKey) {
   const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
-  const pieces = JSON.stringify(body, null, 1).split(/\\u0000(.*?)\\u0000/); // words, name, words, name, words
+  const pieces = JSON.stringify(body, null, 1).split(/\\u0000(.*?)\\u0000/); // words, hole, words, hole, words
   const json = pieces.map((piece, i) => {
     if (i % 2 === 0) return quoted(piece);
-    const name = JSON.parse(`"${piece}"`);
-    return `'data:${mediaType(name)};base64,'"$(base64 < ${quoted(name)} | tr -d '\\n')"`;
+    const [type, ...name] = JSON.parse(`"${piece}"`).split(" ");
+    return `${quoted(`data:${type};base64,`)}"$(base64 < ${quoted(name.join(" "))} | tr -d '\\n')"`;
   });
   const key = withKey ? ' -H "Authorization: Bearer $QVL_KEY"' : "";
   return `printf %s ${json.join("")} |\n  curl ${origin}/v1/chat/completions -H 'Content-Type: application/json'${key} --data-binary @-\n`;
@@ -54,7 +51,7 @@ function literal(value, indent = "") {
   const inner = `${indent}    `;
   if (value === null) return "None";
   if (typeof value === "boolean") return value ? "True" : "False";
-  if (value instanceof Hole) return `data_uri(${JSON.stringify(value.name)}, "${mediaType(value.name)}")`;
+  if (value instanceof Hole) return `data_uri(${JSON.stringify(value.name)}, ${JSON.stringify(value.type)})`;
   if (Array.isArray(value)) return `[\n${value.map((item) => `${inner}${literal(item, inner)},\n`).join("")}${indent}]`;
   if (typeof value === "object") return `{\n${Object.entries(value).map(([k, v]) => `${inner}${JSON.stringify(k)}: ${literal(v, inner)},\n`).join("")}${indent}}`;
   return JSON.stringify(value);

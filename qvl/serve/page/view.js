@@ -55,18 +55,20 @@ export class ExchangeView {
     this.media.hidden = this.figures.size === 0;
   }
 
-  /** Boxes in fractions of their picture: the server's, once they are there; until then those that the text names. */
+  /**
+   * Boxes in fractions of their picture, as the text says them: the server's pixels are those of the picture that it
+   * got, which may be the small one that the browser kept. Which picture is meant the server says, once it is done.
+   */
   places(pieces, busy) {
     const told = pieces.flatMap((piece) => (piece.boxes ?? []).map((box) => ({ ...box, label: piece.label })));
     const known = !busy && this.exchange.boxes;
     const numbered = known && known.length === told.length ? known : null;
-    const found = (numbered ?? told).map((box, n) => {
-      const image = numbered ? box.image : this.first;
+    const found = told.map((box, n) => {
+      const image = numbered ? numbered[n].image : this.first;
       const medium = this.shown[image];
       if (!medium) return null;
-      const { width, height } = medium;
-      const place = numbered ? [box.xyxy[0] / width, box.xyxy[1] / height, box.xyxy[2] / width, box.xyxy[3] / height] : box.place.map((c) => c / 1000);
-      return { n, image, place, label: told[n].label, pixels: place.map((c, i) => Math.round(c * (i % 2 ? height : width))) };
+      const pixels = box.place.map((c, i) => Math.round(c * (i % 2 ? medium.height : medium.width) / 1000));
+      return { n, image, place: box.place.map((c) => c / 1000), label: box.label, pixels };
     });
     const labels = [...new Set(found.filter(Boolean).map((box) => box.label))];
     for (const box of found) if (box) box.colour = COLOURS[labels.indexOf(box.label) % COLOURS.length];
