@@ -110,9 +110,9 @@ def begin_with_places(decoder: Decoder, mark_D: Tensor) -> None:
     _, k_KHD, _ = layer.qkv.weight.unflatten(0, (-1, size)).split(layer.split)
     mark_D = mark_D / mark_D.square().mean().sqrt()
     for turn, (n, _) in enumerate(_first_heads(layer)):
-        if n + 1 == layer.split[0]:
-            continue
         start, count = starts[turn % 2]
+        if n + 1 == layer.split[0] or not count:  # an axis without frequencies tells no distance
+            continue
         key_H = k_KHD[(n + 1) * layer.split[1] // layer.split[0]] @ mark_D
         chosen_F = torch.zeros(size // 2)
         chosen_F[start : start + min(count, _PLACE_FREQUENCIES)] = 1
