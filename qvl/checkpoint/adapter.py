@@ -39,7 +39,12 @@ _REFUSED = (
     "lora_bias",
     "trainable_token_indices",
     "layer_replication",
+    "alora_invocation_tokens",
+    "arrow_config",
 )
+_INITS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
+"""Ways to begin an adapter that leave the layer's own weight alone. PiSSA, OLoRA, CorDA, LoRA-GA and LoftQ take
+something out of it, and PEFT does so again when it loads the adapter."""
 
 
 def save_adapter(model: VisionLanguageModel, path: str | Path, config: LoraConfig, base: str = "") -> None:
@@ -120,6 +125,11 @@ def _config(fields: Fields, targets: list[Target]) -> LoraConfig:
     fields.expect("fan_in_fan_out", False, "Qwen's layers hold outputs as rows")
     if refused := [key for key in _REFUSED if fields.data.get(key)]:
         raise ValueError(f"{fields.source}: {refused[0]} is {fields.data[refused[0]]!r}, which is not implemented")
+    if (init := fields.data.get("init_lora_weights")) not in _INITS:
+        raise ValueError(
+            f"{fields.source}: init_lora_weights is {init!r}, so the adapter belongs on weights that were changed "
+            "when it began; let PEFT convert it (save_pretrained with path_initial_model_for_weight_conversion)"
+        )
     rank, alpha = fields.integer("r"), fields.number("lora_alpha")
     if fields.flag("use_rslora", False):
         alpha *= math.sqrt(rank)  # rank-stabilised: alpha / sqrt(r) instead of alpha / r

@@ -166,6 +166,15 @@ def _adapter(visual: Fields, text_width: int) -> AdapterConfig:
     return AdapterConfig(queries=queries, heads=heads)
 
 
+def _mlp_ratio(vision: VisionConfig) -> float:
+    """Rounded up to four digits, as released (4.9231), unless the reader, who rounds the product with the width down,
+    would get another number from it (29 / 100 is 0.29, and 0.29 x 100 a little less than 29)."""
+    ratio = math.ceil(vision.mlp_hidden / vision.width * 1e4) / 1e4
+    if int(vision.width * ratio) == vision.mlp_hidden:
+        return ratio
+    return (vision.mlp_hidden + 0.5) / vision.width
+
+
 def _visual_json(config: QwenVLConfig) -> dict[str, Any]:
     vision, adapter, width = config.vision, config.adapter, config.text.width
     data: dict[str, Any] = {
@@ -173,8 +182,7 @@ def _visual_json(config: QwenVLConfig) -> dict[str, Any]:
         "image_size": vision.image_px,
         "image_start_id": config.ids.image_start,
         "layers": vision.layers,
-        # Rounded up to four digits, as released (4.9231): the reader rounds the product down.
-        "mlp_ratio": math.ceil(vision.mlp_hidden / vision.width * 1e4) / 1e4,
+        "mlp_ratio": _mlp_ratio(vision),
         "output_dim": width,
         "patch_size": vision.patch,
         "width": vision.width,

@@ -5,6 +5,7 @@ Knows: their keys, in the spellings of transformers 4 and 5. Does not know: how 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ GENERATION_FILE = "generation_config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 _PROCESSOR_FILE = "processor_config.json"
 _BICUBIC = 3
+_RESCALE = 1 / 255
 
 
 class EndIds(Protocol):
@@ -109,6 +111,8 @@ def read_preprocessing(path: Path) -> Preprocessing:
     for step in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
         fields.expect(step, True, "every Qwen2-VL checkpoint was trained with it")
     fields.expect("resample", _BICUBIC, "3 = bicubic")
+    if not math.isclose(fields.number("rescale_factor", _RESCALE), _RESCALE, rel_tol=1e-4):
+        fields.expect("rescale_factor", _RESCALE, "pixels 0..255 become 0..1")
     size = fields.child("size")
     bounds = {}
     for key, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
@@ -148,7 +152,7 @@ def preprocessing_json(settings: Preprocessing) -> dict[str, Any]:
         "patch_size": geometry.patch,
         "processor_class": "Qwen2VLProcessor",
         "resample": _BICUBIC,
-        "rescale_factor": 1 / 255,
+        "rescale_factor": _RESCALE,
         "size": {"longest_edge": budget.max_pixels, "shortest_edge": budget.min_pixels},
         "temporal_patch_size": geometry.temporal,
     }
@@ -156,7 +160,8 @@ def preprocessing_json(settings: Preprocessing) -> dict[str, Any]:
 
 def _channels(fields: Fields, key: str, default: tuple[float, ...]) -> tuple[float, float, float]:
     value = fields.data.get(key, default)
-    numeric = isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value)
+    # python's json reads NaN and Infinity too
+    numeric = isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) and math.isfinite(v) for v in value)
     if not numeric or len(value) != 3:
         raise ValueError(f"{fields.source}: {key} must be three numbers, got {value!r}")
     return tuple(float(v) for v in value)  # type: ignore[return-value]

@@ -191,6 +191,7 @@ def _from_gguf(file: GGUF) -> LanguagePart:
     heads, width = field("attention.head_count"), field("embedding_length")
     kv_heads = int(file.fields.get(f"{kind}.attention.head_count_kv", heads))
     head_size = int(file.fields.get(f"{kind}.attention.key_length", width // heads))
+    _check_gguf_rope(file, kind, head_size)
     weights = _GGUFWeights(file, {"q_proj": heads, "k_proj": kv_heads} if kind == "llama" else {})
     return LanguagePart(
         source=str(file.path),
@@ -210,6 +211,19 @@ def _from_gguf(file: GGUF) -> LanguagePart:
         max_positions=field("context_length"),
         weights=weights,
     )
+
+
+def _check_gguf_rope(file: GGUF, kind: str, head_size: int) -> None:
+    scaling = file.fields.get(f"{kind}.rope.scaling.type", "none")
+    if scaling != "none":
+        raise ValueError(
+            f"{file.path}: rope.scaling.type is {scaling!r}, only 'none' is implemented for language models"
+        )
+    turning = file.fields.get(f"{kind}.rope.dimension_count", head_size)
+    if turning != head_size:
+        raise ValueError(
+            f"{file.path}: {turning} of a head's {head_size} channels turn (rope.dimension_count), implemented is: all"
+        )
 
 
 @final

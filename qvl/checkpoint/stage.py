@@ -15,11 +15,14 @@ from pathlib import Path
 
 @contextmanager
 def staged_folder(path: Path, *, replaces: tuple[str, ...] = (), needs_bytes: int = 0) -> Iterator[Path]:
-    """Yields an empty folder beside `path`; when the block ends well, its files become those of `path`.
+    """Yields an empty folder; when the block ends well, its files become those of `path`.
 
     A new `path` appears in one rename. An existing one keeps its other files; each written file replaces its
     namesake in one rename, after all of them were written, and left-over files matching `replaces` are removed.
     When the block fails, nothing of it remains and `path` is untouched.
+
+    The empty folder lies beside a new `path` and inside an existing one, which may be a link or a mounted volume: files
+    can be renamed within one file system only, and the folder around may belong to somebody else.
 
     Args:
         replaces: glob patterns of older files that the new ones supersede ("model*.safetensors").
@@ -32,9 +35,10 @@ def staged_folder(path: Path, *, replaces: tuple[str, ...] = (), needs_bytes: in
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise ValueError(f"cannot save into {path}: it is a file; name a folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _require_space(path.parent, needs_bytes)
-    stage = path.parent / f".{path.name}.partial-{os.getpid()}"
+    where = path if path.is_dir() else path.parent
+    where.mkdir(parents=True, exist_ok=True)
+    _require_space(where, needs_bytes)
+    stage = where / f".{path.name}.partial-{os.getpid()}"
     shutil.rmtree(stage, ignore_errors=True)  # left by a killed process that had the same id
     stage.mkdir()
     try:
@@ -45,7 +49,7 @@ def staged_folder(path: Path, *, replaces: tuple[str, ...] = (), needs_bytes: in
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise _no_space(path.parent, needs_bytes) from error
+        raise _no_space(where, needs_bytes) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 

@@ -57,6 +57,8 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} query heads cannot share {self.kv_heads} key/value heads evenly")
+        if any(count < 0 for count in self.rope_sections):
+            raise ValueError(f"rope_sections count frequencies and cannot be negative, got {self.rope_sections}")
         if self.rope_sections and 2 * sum(self.rope_sections) != self.head_size:
             raise ValueError(
                 f"rope_sections {self.rope_sections} sum to {sum(self.rope_sections)}, "

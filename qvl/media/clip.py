@@ -210,7 +210,9 @@ def _refuse_truncated(container, stream, times: tuple[int, ...], name: str) -> N
     if promised:
         return
     announced, slack = _announced_seconds(container, stream)
-    there = float((times[-1] - times[0]) * stream.time_base)
+    # Announced is the time of the end, which counts from 0 even where the first frame comes later (a clip cut out of a
+    # recording with its times kept).
+    there = float((times[-1] - min(0, times[0])) * stream.time_base)
     if len(times) > 1 and announced > there + slack:
         raise ValueError(f"{name} is truncated: it announces {announced:.1f} s, its frames end at {there:.1f} s")
 

@@ -101,17 +101,17 @@ class _Tables:
         """Whether nothing is asked for but plain byte-level BPE."""
         model = content["model"]
         usual = not any(model.get(name) for name in _UNUSUAL)
-        whole = not content.get("truncation") and not content.get("padding")
-        return (
-            usual and whole and bool(content.get("pre_tokenizer")) and all(c in model["vocab"] for c in BYTE_CHARACTERS)
-        )
+        return usual and bool(content.get("pre_tokenizer")) and all(c in model["vocab"] for c in BYTE_CHARACTERS)
 
     def __init__(self, content: Mapping[str, Any]) -> None:
         model = content["model"]
         merges = model["merges"]
         self.vocab: dict[str, int] = model["vocab"]
         pairs = (tuple(m.split(" ")) for m in merges) if merges and isinstance(merges[0], str) else map(tuple, merges)
-        self._ranks: dict[tuple[str, ...], int] = dict(zip(pairs, range(len(merges)), strict=True))
+        try:
+            self._ranks: dict[tuple[str, ...], int] = dict(zip(pairs, range(len(merges)), strict=True))
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"{_DAMAGED}: its merges are not pairs of tokens ({error})") from None
         self._whole_words = bool(model.get("ignore_merges"))
         self._frame = {**content, "model": {**model, "vocab": {}, "merges": []}}
         cutter = _backend_of(self._frame)

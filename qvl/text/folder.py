@@ -21,7 +21,10 @@ _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": 
 
 
 def read_folder(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """Reads `path`/tokenizer.json and takes its added tokens out.
+    """Reads `path`/tokenizer.json and takes its added tokens out, and what it says of truncation and padding.
+
+    The tokenizers package keeps the last call's limits in the file (of a training run, say). They are no part of the
+    vocabulary: transformers sets them anew for every call too.
 
     Returns:
         The file's content with ordinary tokens only, and spelling -> id of every added token.
@@ -52,8 +55,7 @@ def read_folder(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise ValueError(f"{file}: model.merges must be a list; copy or download the file again")
     for name in specials:
         vocab.pop(name, None)
-    content["added_tokens"] = []
-    return content, specials
+    return {**content, "added_tokens": [], "truncation": None, "padding": None}, specials
 
 
 def write_folder(folder: str | Path, backend_json: str, specials: Mapping[str, int]) -> None:

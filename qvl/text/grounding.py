@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 from qvl.text.family import ANY_MARKUP, KINDS, QWEN2_VL, Kind, Mark, Markup
@@ -87,7 +88,7 @@ def _marked(kind: Kind, body: str, markup: Markup) -> str:
 
 
 def _is_coordinate(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _SCALE
+    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= value < _SCALE
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -157,6 +158,9 @@ def _media_part(cls: type[Image] | type[Video], kind: str, options: dict[str, An
     for key, value in options.items():
         if value is None:
             continue
+        if isinstance(value, Real) and not isinstance(value, bool | int):
+            value = int(value) if isinstance(value, Integral) else float(value)  # numpy's own
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
             raise ValueError(f"{where}: {key} must be a positive number, got {value!r}")
+        options[key] = value
     return cls(source, **options)

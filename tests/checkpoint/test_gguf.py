@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from checkpoint.containers import float32, write_gguf
 from qvl.checkpoint.gguf import GGUF
+from qvl.checkpoint.language_part import read_language_part
 
 HALF = np.array([0.5], "<f2").tobytes()
 ONE = np.array([1.0], "<f2").tobytes()
@@ -65,3 +67,19 @@ def test_files_that_are_wrong(tmp_path: Path) -> None:
     file.write_bytes(whole[:60])
     with pytest.raises(ValueError, match=r"damaged or cut off in its header"):
         GGUF(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}, "rope.scaling.type is 'linear'"),
+        ({"llama.rope.dimension_count": 8}, "8 of a head's 16 channels turn"),
+    ],
+)
+def test_rotary_positions_that_are_not_implemented(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    fields = {"general.architecture": "llama", "llama.embedding_length": 64, "llama.attention.head_count": 4}
+    plain = {"llama.rope.scaling.type": "none", "llama.rope.dimension_count": 16}
+    with pytest.raises(ValueError, match=message):
+        read_language_part(write_gguf(tmp_path / "a.gguf", fields | plain | change, {}))
+    with pytest.raises(ValueError, match=r"does not say llama\.block_count"):
+        read_language_part(write_gguf(tmp_path / "a.gguf", fields | plain, {}))

@@ -120,6 +120,7 @@ def test_ends_that_nobody_set() -> None:
         ({"rope_scaling": {"type": "yarn", "mrope_section": [16, 24, 24]}}, "type 'yarn' is not implemented"),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [32, 32]}}, r"three numbers, got \[32, 32\]"),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 23]}}, "has 64 frequencies"),
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [-8, 36, 36]}}, r"cannot be negative, got \(-8, 36, 36\)"),
         ({"quantization_config": {"bits": 4}}, "quantised checkpoints are not read"),
         ({"vision_config": {"hidden_size": 1536}}, "hidden_size is 1536, only 3584"),
         ({"vision_config": {"hidden_act": "silu"}}, "hidden_act is 'silu', implemented are quick_gelu and gelu"),

@@ -67,7 +67,9 @@ def test_plain_bounds_win_over_size(tmp_path: Path) -> None:
         ({"max_pixels": None}, "max_pixels is missing"),
         ({"do_normalize": False}, "do_normalize is False"),
         ({"resample": 2}, "resample is 2, only 3"),
+        ({"rescale_factor": 1.0}, "rescale_factor is 1.0, only 0.0039"),
         ({"image_mean": [0.5]}, r"three numbers, got \[0.5\]"),
+        ({"image_std": [float("nan"), 0.3, 0.3]}, r"image_std must be three numbers, got \[nan"),
         ({"min_pixels": 20000000}, "min_pixels=20000000 is larger than max_pixels"),
     ],
 )

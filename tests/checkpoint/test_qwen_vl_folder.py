@@ -84,6 +84,8 @@ SOME = small_config(tied=True, queries=9, table_side=7, trained_len=99)
         SOME,
         replace(SOME, ids=TokenIds(500, 7, 7), text=replace(SOME.text, beyond=BeyondTraining(64, False, True))),
         small_config(width=96, vision=(44, 2, 4, 137)),
+        small_config(vision=(100, 1, 4, 29)),
+        small_config(vision=(60, 1, 4, 123)),
     ],
 )
 def test_config_round_trip(config: QwenVLConfig, tmp_path: Path) -> None:

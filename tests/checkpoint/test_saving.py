@@ -15,6 +15,7 @@ import torch
 from checkpoint.small_model import SHARD, assert_same, files, small
 from qvl.checkpoint import folder as folder_module
 from qvl.checkpoint.folder import load_model, save_model
+from qvl.checkpoint.stage import staged_folder
 
 
 def test_saving_over_a_folder(tmp_path: Path) -> None:
@@ -28,6 +29,21 @@ def test_saving_over_a_folder(tmp_path: Path) -> None:
     assert_same(load_model(tmp_path / "m"), newer)
     save_model(small(), tmp_path / "m", max_shard_bytes=SHARD)
     assert_same(load_model(tmp_path / "m"), small())
+
+
+def test_saving_into_a_link(tmp_path: Path) -> None:
+    """To another disk, or a volume is mounted there: nothing can be renamed from beside it into it."""
+    disk, link = tmp_path / "disk", tmp_path / "here" / "m"
+    disk.mkdir()
+    link.parent.mkdir()
+    link.symlink_to(disk)
+    with staged_folder(link) as stage:
+        assert stage.parent.resolve() == disk
+    save_model(small(), link)
+    assert link.is_symlink()
+    assert files(link.parent) == {"m"}
+    assert files(disk) == {"config.json", "generation_config.json", "model.safetensors"}
+    assert_same(load_model(link), small())
 
 
 def test_saving_onto_a_file(tmp_path: Path) -> None:

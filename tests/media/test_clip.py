@@ -27,7 +27,9 @@ CODECS = {"mp4": "libx264", "matroska": "libx264", "avi": "mpeg4", "webm": "libv
           "mpeg": "mpeg1video"}  # fmt: skip
 
 
-def grey_clip(format: str = "mp4", frames: int = 60, rate: int = 30, codec: str | None = None, gop: int = 12) -> bytes:
+def grey_clip(
+    format: str = "mp4", frames: int = 60, rate: int = 30, codec: str | None = None, gop: int = 12, first: int = 0
+) -> bytes:
     """Frame i is of grey level 4 i with a bright square at the top left: content tells index and orientation."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=format) as container:
@@ -38,7 +40,7 @@ def grey_clip(format: str = "mp4", frames: int = 60, rate: int = 30, codec: str 
             pixels = np.full((84, 112, 3), 4 * index % 240, np.uint8)
             pixels[:28, :28] = 255
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts = index
+            frame.pts = first + index
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return buffer.getvalue()
@@ -124,6 +126,17 @@ def test_uneven_timestamps_are_kept():
         container.mux(stream.encode())
     visual = load_video(buffer.getvalue(), nframes=6, geometry=G, budget=B)
     assert visual.timestamps == pytest.approx((0, 0.1, 0.15, 0.9, 1.0, 2.0))
+
+
+def test_a_clip_that_begins_late_is_whole():
+    """Cut out of a recording with its times kept: Matroska's header tells when the last frame ends, not how long it
+    takes from the first."""
+    late = grey_clip("matroska", first=900)
+    clip = scan_clip(late)
+    assert len(clip.pts) == 60
+    assert clip.seconds[-1] == pytest.approx(59 / 30, abs=2e-3)
+    with pytest.raises(ValueError, match=r"truncated: it announces 32\.0 s"):
+        scan_clip(late[: len(late) // 2])
 
 
 @pytest.mark.parametrize(("turns", "corner"), [(0, (0, 0)), (1, (0, -1)), (2, (-1, -1)), (3, (-1, 0))])

@@ -68,6 +68,15 @@ def test_heads_of_likeness_find_and_copy_the_same_word() -> None:
         assert (words_D[20:60] @ copied).argmax(0).tolist() == list(range(40))
 
 
+@pytest.mark.parametrize("sections", [(24, 0, 0), (4, 0, 20), (4, 20, 0)])
+def test_an_axis_may_have_no_frequencies(sections: tuple[int, int, int]) -> None:
+    tiny = preset("tiny")
+    ids = replace(tiny.ids, vision_start=MARK, image_pad=PAD)
+    model = Qwen2VL(replace(tiny, vocab_size=256, ids=ids, text=replace(tiny.text, rope_sections=sections)))
+    model.init_weights(0)
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
 def looks_at_the_start(model: Qwen2VL, before: int) -> tuple[Tensor, Tensor]:
     """How much each head of the first layer looks at the token before a picture of 4 x 5 tokens: from every vision
     token [N, 4, 5], and from the words behind the picture [N, 6]. `before`: words before it."""

@@ -90,7 +90,6 @@ def test_a_long_word_goes_to_the_package(content: dict[str, Any], full: Tokenize
 def test_unusual_models_are_the_packages(unusual: dict[str, Any], content: dict[str, Any]) -> None:
     assert _Tables.can_be(content)
     assert not _Tables.can_be(content | {"model": content["model"] | unusual})
-    assert not _Tables.can_be(content | {"truncation": {"max_length": 5}})
     vocab = {k: v for k, v in content["model"]["vocab"].items() if k != "!"}
     assert not _Tables.can_be(content | {"model": content["model"] | {"vocab": vocab}})
 

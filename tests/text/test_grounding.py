@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import time
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -62,6 +63,11 @@ def test_written_forms() -> None:
 def test_bad_boxes_are_not_written(values: tuple, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         box(values)
+
+
+def test_arrays_are_written_as_numbers() -> None:
+    assert box(np.array([1, 2, 30, 40]), QWEN_VL.markup) == "<box>(1,2),(30,40)</box>"
+    assert quad(np.array([[1, 2], [3, 4], [5, 6], [7, 8]]), QWEN_VL.markup) == "<quad>(1,2),(3,4),(5,6),(7,8)</quad>"
 
 
 def test_bad_labels_and_quads_are_not_written() -> None:

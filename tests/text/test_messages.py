@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 
 from qvl.text.messages import Image, Message, Text, Video, parse_messages
@@ -13,6 +15,14 @@ def user(*content: Any) -> list[dict[str, Any]]:
 
 def test_a_string_is_one_text() -> None:
     assert parse_messages([{"role": "assistant", "content": "hi"}]) == (Message("assistant", (Text("hi"),)),)
+
+
+def test_numbers_of_other_types_are_numbers() -> None:
+    """numpy.prod gives one of numpy's own; inside they are Python's, the only ones that Fraction takes."""
+    part = {"type": "video", "video": "x", "max_pixels": np.prod((28, 28)), "fps": np.float32(0.5)}
+    (message,) = parse_messages(user({**part, "video_end": Fraction(3, 2)}))
+    assert message.parts == (Video("x", max_pixels=784, fps=0.5, video_end=1.5),)
+    assert [type(vars(message.parts[0])[k]) for k in ("max_pixels", "fps", "video_end")] == [int, float, float]
 
 
 def test_parts_in_order_with_their_budgets() -> None:
@@ -85,6 +95,7 @@ def test_all_roles() -> None:
         (user({"type": "video", "video": "x", "fps": 10**400}), "fps must be a positive number, got 10000"),
         (user({"type": "video", "video": "x", "video_end": float("nan")}), "video_end must be a pos.* got nan"),
         (user({"type": "image", "image": "x", "min_pixels": True}), "min_pixels must be a positive number, got True"),
+        (user({"type": "image", "image": "x", "min_pixels": np.True_}), "min_pixels must be a positive number"),
     ],
 )
 def test_errors_name_the_place_and_the_way_out(messages: Any, complaint: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
 
 from qvl.text import tokenizer as module
 from qvl.text.family import QWEN2_VL
@@ -279,6 +280,21 @@ def test_reads_the_official_spelling_of_the_file(full: Tokenizer, saved: Path, t
     same_ids(full, Tokenizer.from_folder(tmp_path))
 
 
+def test_limits_of_the_last_call_are_no_part_of_the_vocabulary(small: Tokenizer, tmp_path: Path) -> None:
+    """transformers writes them into the file after a training run that truncated and padded."""
+    small.save(tmp_path / "before")
+    backend = Backend.from_file(str(tmp_path / "before" / "tokenizer.json"))
+    backend.enable_truncation(2)
+    backend.enable_padding(length=9)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    again = Tokenizer.from_folder(tmp_path)
+    same_ids(small, again)
+    again.save(tmp_path / "after")
+    kept = json.loads((tmp_path / "after" / "tokenizer.json").read_text(encoding="utf-8"))
+    assert kept["truncation"] is None
+    assert kept["padding"] is None
+
+
 def test_from_folder_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no tokenizer\.json in .*missing"):
         Tokenizer.from_folder(tmp_path / "missing")
@@ -296,6 +312,8 @@ def test_from_folder_says_what_is_wrong(tmp_path: Path) -> None:
     ("change", "complaint"),
     [
         ({"model": {"merges": None}}, "merges must be a list"),
+        ({"model": {"merges": ["a b", 5]}}, "damaged .*merges are not pairs"),
+        ({"model": {"merges": [["a", "b"], 5]}}, "damaged .*merges are not pairs"),
         ({"model": {"vocab": ["a"]}}, "vocab must map tokens to whole numbers"),
         ({"model": {"vocab": {"a": "5"}}}, "vocab must map tokens to whole numbers"),
         ({"pre_tokenizer": {"type": "Foo"}}, "damaged .*PreTokenizer"),
