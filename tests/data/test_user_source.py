@@ -120,12 +120,16 @@ def test_weights_mix_files_and_still_use_every_line(tmp_path: Path) -> None:
 
 
 def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
-    for folder in ("a", "b"):
+    for folder in ("a", "b", "a/x", "b/x"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "train.jsonl").write_text(json.dumps(entry("a dog?")) + "\n")
     source = UserSource(files(tmp_path / "a", tmp_path / "b"), 0)
     assert source.tasks == ("a/train", "b/train")
     assert sorted(names(source, range(2))) == ["a/train.jsonl:1", "b/train.jsonl:1"]
+    alike = UserSource(files(tmp_path / "a/x", tmp_path / "b/x", tmp_path / "a"), 0)
+    assert alike.tasks == ("a/x/train", "b/x/train", "a/train")
+    (tmp_path / "a/train.json").write_text(json.dumps([entry("a dog?")]))
+    assert UserSource(files(tmp_path / "a"), 0).tasks == ("a/train",), "two files of one folder are one task"
 
 
 @pytest.mark.parametrize("line", ['{"a": ' + "[" * 100_000, json.dumps({"image": "x" * 300})])
