@@ -179,6 +179,15 @@ def test_bad_lines_are_left_out_and_named(spoilt: Path, processor: Processor, ca
     assert resumed.batch.names == taken[4].batch.names
 
 
+def test_what_is_too_long_is_named_once(tmp_path: Path, processor: Processor, caplog: pytest.LogCaptureFixture) -> None:
+    source = UserSource(files(write(tmp_path / "x.jsonl", [entry("a dog?"), entry("a dog " * 50)])), 0)
+    with caplog.at_level(logging.WARNING):
+        taken = list(itertools.islice(packs(source, processor, PackLimits(30, 0), "chatml"), 5))
+    assert taken[-1].next_index >= 2 * 4, "epochs"
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert told.startswith("left out x.jsonl:2: ")
+
+
 @pytest.mark.parametrize("line", REASONS)
 def test_strict_stops_at_the_first(spoilt: Path, processor: Processor, line: int) -> None:
     lines = spoilt.read_text().split("\n")
