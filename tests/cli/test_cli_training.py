@@ -68,6 +68,14 @@ def test_a_full_disk_leaves_the_run_its_recipe(recipe: Path, tmp_path: Path) -> 
     claim(read_recipe(recipe, {"minutes": 2}), folder)
 
 
+@pytest.mark.parametrize(("stage", "medium"), [("told", "words"), ("match", "both")])
+def test_stages_told_in_words_cannot_be_measured(recipe: Path, capsys, stage: str, medium: str) -> None:
+    """They ended in an error after their training, and a run does not go on with another recipe."""
+    recipe.write_text(recipe.read_text(encoding="utf-8").replace("stages:", "stages:\n" + SIGHT, 1), encoding="utf-8")
+    assert main(["train", "--config", str(recipe), "--set", f"stages.{stage}.evaluate=true"]) == USER_ERROR
+    assert f"stage {stage} tells pictures in words (world.medium: {medium})" in capsys.readouterr().err
+
+
 def test_constants_are_chosen_for_a_rare_language_too() -> None:
     """Of a hundred training scenes none may be Chinese where one of the questions is: the last measurement failed."""
     rare = WorldConfig(zh=0.001)
