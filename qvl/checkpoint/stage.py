@@ -1,4 +1,4 @@
-"""Writing a folder so that a reader finds it whole or not at all.
+"""Writing folders and files so that a reader finds them whole or not at all.
 
 Knows: temporary names, renaming, full disks. Does not know: what the files hold.
 """
@@ -52,6 +52,21 @@ def staged_folder(path: Path, *, replaces: tuple[str, ...] = (), needs_bytes: in
         raise _no_space(where, needs_bytes) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes a file whose namesake stays as it is until all of the new one is on the disk.
+
+    Raises:
+        OSError: the disk is full; nothing is changed.
+    """
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        _flush(partial)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _publish(stage: Path, path: Path, replaces: tuple[str, ...]) -> None:

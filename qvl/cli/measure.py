@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from qvl.viz.numbers import metric_name, show, show_interval
 
 FLOOR_SAMPLES = 100
 """Training scenes per kind of question on which the best constant answers are chosen."""
+_RARE = 0.2
+"""Least share of a language among them."""
 
 
 def measure(
@@ -69,7 +72,7 @@ def measure(
         out_dir,
         batch_size=at_once,
         chat_format=chat_format,
-        floor_samples=world_samples(place, "train", FLOOR_SAMPLES) if floors else (),
+        floor_samples=world_samples(world_for_floors(world), "train", FLOOR_SAMPLES) if floors else (),
         blind_floor=floors,
         stamp={**(stamp or {}), "split": split, "per_task": per_task},
     )
@@ -105,6 +108,11 @@ def measure_easy_vqa(
         blind_floor=floors,
         stamp={**(stamp or {}), "questions": questions or "all"},
     )
+
+
+def world_for_floors(config: WorldConfig) -> World:
+    """The world whose training scenes constants are chosen on, for each language: enough of a rare one, too."""
+    return World(replace(config, zh=min(max(config.zh, _RARE), 1 - _RARE)) if 0 < config.zh < 1 else config)
 
 
 def _samples(world: World, split: Split, per_task: int, suite: tuple[Task, ...]) -> list[Sample]:

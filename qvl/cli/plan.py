@@ -70,7 +70,7 @@ def plan(
 
     found = _recipe(model, recipe, precision, set)
     sizes, processor, budget = _model(found, max_pixels, whole=recipe is not None)
-    size = int(memory * 2**30) or memory_bytes()
+    size = int(memory * 2**30) if memory else memory_bytes()
     device = Device(size, devices, tflops * 1e12, utilisation, cpu=cpu or not memory)
     rows: list[tuple[StagePlan, Mix]] = []
     if tokens_per_pack is not None:
@@ -141,7 +141,7 @@ def _model(
         processor = processor_of(recipe)
     if recipe.needs_data and not recipe.data.files:
         processor, budget = None, preprocessing.budget
-    if most := max_pixels or recipe.data.max_pixels:
+    if most := max_pixels or min(recipe.data.max_pixels, budget.max_pixels):
         budget = PixelBudget(min(budget.min_pixels, most), most)
     return sizes, processor, budget
 
@@ -162,7 +162,7 @@ def _mix(
     else:
         mix = Mix(((768, 1024),), _TURNS, _WORDS, _LEARNED, branches=False)
     if pictures is not None:
-        mix = replace(mix, hws=parse_mix(pictures))
+        mix = replace(mix, hws=parse_mix(pictures), moments=())
     if words is not None:
         if words < 1:
             raise ValueError(f"words must be at least 1, got {words}")
@@ -222,14 +222,14 @@ def _print(
     from qvl.train.plan import gib
 
     console = Console()
-    seen: dict[tuple[int, int], Picture] = {}
+    seen: dict[tuple[int, tuple[int, int]], Picture] = {}
     for _, mix in rows:
-        seen |= {p.hw: p for p in mix.pictures(sizes, budget) if p is not None}
+        seen |= {(p.moments, p.hw): p for p in mix.pictures(sizes, budget) if p is not None}
     kind = "this machine" if here else f"{device.count} device{'s' if device.count > 1 else ''}"
     precision = "bfloat16" if device.takes(recipe.precision) else "float32"
     title = f"{recipe.model} in {precision} on {kind} of {gib(device.memory)}, of which a plan uses {USABLE:.0%}"
     console.print(title + "\n", highlight=False)
-    console.print(_picture_table(sizes, [seen[hw] for hw in sorted(seen)]))
+    console.print(_picture_table(sizes, [seen[key] for key in sorted(seen)]))
     console.print(_memory_table([p for p, _ in rows]))
     console.print(_step_table([p for p, _ in rows]))
 
@@ -247,10 +247,10 @@ def _table(title: str, *columns: str) -> Table:
 def _picture_table(sizes: VLMConfig, pictures: Sequence[Picture]) -> Table:
     from qvl.train.plan import cache_bytes, gib
 
-    title = "Pictures (width x height); keys and values in bfloat16, while answering"
+    title = "Pictures (width x height, of a clip moments too); keys and values in bfloat16, while answering"
     table = _table(title, "given", "seen as", "patches", "tokens", "positions", "keys and values")
     for p in pictures:
-        given, seen = (f"{w} x {h}" for h, w in (p.hw, p.seen_hw))
+        given, seen = (f"{w} x {h}" + f" x {p.moments}" * (p.moments > 1) for h, w in (p.hw, p.seen_hw))
         cache = gib(cache_bytes(sizes, p.tokens))
         table.add_row(given, seen, f"{p.patches:,}", f"{p.tokens:,}", f"{p.positions:,}", cache)
     return table

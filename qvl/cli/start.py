@@ -68,13 +68,14 @@ def for_training(processor: Processor, config: TrainConfig) -> Processor:
         ValueError: a bound on pictures for Qwen-VL, which sees all of them at one size.
     """
     fast = processor.with_options(resize="fast")
-    most = config.data.max_pixels
-    if not most:
+    if not config.data.max_pixels:
         return fast
     if processor.config.square is not None:
         side = processor.config.square.side
         raise ValueError(f"data.max_pixels is set, but Qwen-VL sees every picture at {side} x {side}; leave it out")
-    return fast.with_options(pixels=PixelBudget(min(processor.config.pixels.min_pixels, most), most))
+    own = processor.config.pixels
+    most = min(own.max_pixels, config.data.max_pixels)  # answers come from pictures within the model's own bound
+    return fast.with_options(pixels=PixelBudget(min(own.min_pixels, most), most))
 
 
 def restore(path: Path) -> tuple[TrainConfig, Built, str]:
@@ -88,11 +89,12 @@ def restore(path: Path) -> tuple[TrainConfig, Built, str]:
         FileNotFoundError: not a run, or nothing was saved yet.
         ValueError: a damaged state.
     """
-    run = next((folder for folder in (path, *path.parents[:2]) if (folder / "config.yaml").is_file()), None)
+    place = path.absolute()
+    run = next((folder for folder in (place, *place.parents[:2]) if (folder / "config.yaml").is_file()), None)
     if run is None:
         raise FileNotFoundError(f"{path} is no run of qvl train: there is no config.yaml in it or beside it")
     config = read_recipe(run / "config.yaml")
-    point, tensors = read_model(run / "checkpoint" if path == run else path)
+    point, tensors = read_model(run / "checkpoint" if place == run else place)
     built = _started_from(run / _START) if (run / _START).is_dir() else build(config, run / "tokenizer")
     if config.lora is not None:
         add_lora(built.model, config.lora, config.seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -100,8 +99,10 @@ def smoke_on(ranks: Ranks, recipe: TrainConfig, folder: str) -> None:
 
 
 def _data_settings(data: list[str], image_root: str | None, boxes: str | None, strict: bool) -> list[str]:
-    """The options about data as settings of the recipe."""
+    """The options about data as settings of the recipe, whose values are YAML."""
+    import yaml
+
     given: dict[str, Any] = {"image_root": image_root, "boxes": boxes, "strict": strict or None}
     if data:
         given["files"] = [{"path": path} for path in data]
-    return [f"data.{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    return [f"data.{key}={yaml.safe_dump(value)}" for key, value in given.items() if value is not None]

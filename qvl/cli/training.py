@@ -21,6 +21,7 @@ import numpy as np
 from torch import nn
 
 from qvl.checkpoint.adapter import save_adapter
+from qvl.checkpoint.stage import write_whole
 from qvl.cli.measure import measure, measure_easy_vqa
 from qvl.cli.recipe import differences, read_recipe, recipe_text
 from qvl.cli.shared import measure_together
@@ -150,7 +151,7 @@ def claim(config: TrainConfig, folder: Path) -> None:
         _check_nothing_is_lost(folder, file)
         (folder / "metrics.jsonl").unlink(missing_ok=True)  # of a start that saved nothing
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(recipe_text(config), encoding="utf-8")
+    write_whole(file, recipe_text(config))
 
 
 def _check_nothing_is_lost(folder: Path, file: Path) -> None:
@@ -235,4 +236,4 @@ def _write_summary(
         "version": version("qvl"),
         "targets": dict(targets),
     }
-    file.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    write_whole(file, json.dumps(summary, indent=1) + "\n")

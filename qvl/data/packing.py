@@ -37,6 +37,10 @@ _MOST_LEFT_OUT = 1000
 """So many samples in a row that cannot be used end the run: it would look for the next one for ever."""
 
 
+_MOST_TOLD = 10_000
+"""So many samples that are too large are kept in mind, to be named once and not in every epoch."""
+
+
 class SampleSource(Protocol):
     """Random access to an endless or finite list of samples; sample `index` is always the same one."""
 
@@ -110,6 +114,7 @@ class _LeftOut:
     def __init__(self, allowed_bad: int) -> None:
         self._allowed = allowed_bad
         self._bad: set[str] = set()
+        self._large: set[str] = set()
         self.in_a_row = 0
 
     def bad(self, error: ValueError | OSError) -> None:
@@ -129,8 +134,12 @@ class _LeftOut:
         self._one_more(reason)
 
     def too_large(self, error: TooLarge) -> None:
-        log.warning("left out %s", error)
-        self._one_more(str(error))
+        reason = str(error)
+        if reason not in self._large:
+            log.warning("left out %s", reason)
+        if len(self._large) < _MOST_TOLD:  # a world's samples never come again
+            self._large.add(reason)
+        self._one_more(reason)
 
     def _one_more(self, reason: str) -> None:
         self.in_a_row += 1

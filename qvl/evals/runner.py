@@ -20,6 +20,7 @@ from typing import Any, final
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from qvl.checkpoint.stage import write_whole
 from qvl.data.records import Sample
 from qvl.engine.api import Generator, Reply
 from qvl.evals.floors import blind, constant_floor, shows_something
@@ -212,7 +213,7 @@ def _write(result: EvalResult, out_dir: Path, samples: Sequence[Sample]) -> None
         "samples": len(result.predictions),
         "tasks": {name: asdict(task) for name, task in result.tasks.items()},
     }
-    (out_dir / "metrics.json").write_text(json.dumps(numbers, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write_whole(out_dir / "metrics.json", json.dumps(numbers, ensure_ascii=False, indent=1) + "\n")
 
 
 def _progress_bar(shown: bool) -> Progress:

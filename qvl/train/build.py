@@ -206,12 +206,18 @@ def _without_files(stage: StageConfig, world: WorldConfig) -> SampleSource:
 
 
 def check_data(config: TrainConfig) -> None:
-    """Raises `ValueError` for a recipe that needs data and names none."""
+    """Raises `ValueError` for a recipe that needs data and names none, or that measures what cannot be shown."""
     if config.needs_data and not config.data.files:
         raise ValueError(
             "this recipe is for your own data and names none: --data FILE. To try it in seconds with a small model on "
             "the embedded world: --smoke; to train its own model on that world: --set needs_data=false"
         )
+    for stage in () if config.data.files else config.stages:
+        if stage.evaluate and stage.source == "world" and stage.world.medium != "pixels":
+            raise ValueError(
+                f"stage {stage.name} tells pictures in words (world.medium: {stage.world.medium}), which is for "
+                "training only, and is to be measured on them: give it evaluate: false"
+            )
 
 
 @final

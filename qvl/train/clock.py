@@ -1,6 +1,6 @@
 """How far a stage has come: by steps, by samples, or by the clock.
 
-Knows: progress in [0, 1] and time left. Does not know: what a step does, other ranks.
+Knows: progress in [0, 1], time planned and time left. Does not know: what a step does, other ranks.
 
 A stage with `steps` is exact: the same steps and rates on any machine. A stage with seconds lets the learning rate
 follow the clock, so that fifteen minutes are fifteen minutes on a slow and on a fast machine. Elapsed time is part of
@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import time
 from typing import final
+
+from qvl.train.config import TrainConfig
 
 
 @final
@@ -55,3 +57,10 @@ class StageClock:
             return max(0.0, self._seconds - self.elapsed)
         done = self.progress
         return self.elapsed * (1 - done) / done if done else 0.0
+
+
+def stage_seconds(config: TrainConfig, index: int) -> float:
+    """The stage's part of the run's minutes, in seconds; 0 if it is counted in steps or epochs."""
+    timed = [stage.share for stage in config.stages if not stage.steps and not stage.epochs]
+    stage = config.stages[index]
+    return 0.0 if stage.steps or stage.epochs else 60 * config.minutes * stage.share / sum(timed)

@@ -13,6 +13,9 @@ from qvl.data.world.config import WorldConfig
 from qvl.models.lora import LoraConfig
 from qvl.train.bounds import ANY, check_bounds
 
+_MOST_SEED = 2**63 - 1
+"""Generators of torch take no more."""
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -232,9 +235,11 @@ class TrainConfig:
     """Held-out questions per task at the end."""
 
     def __post_init__(self) -> None:
-        sizes = ("image_px", "queries", "seed", "threads", "profile_steps")
+        sizes = ("image_px", "queries", "threads", "profile_steps")
         check_bounds(self, "", **dict.fromkeys((*sizes, "minutes", "peak_tflops", "save_every_minutes"), (0, ANY)))
-        check_bounds(self, "", log_every=(1, ANY))
+        check_bounds(self, "", log_every=(1, ANY), seed=(0, _MOST_SEED))
+        if not self.run.strip():
+            raise ValueError(f"run is {self.run!r}; name the folder of the run (. is this one)")
         if min(self.eval_samples, self.final_eval_samples) < 1:
             raise ValueError(
                 f"eval_samples is {self.eval_samples} and final_eval_samples {self.final_eval_samples}; both must be "

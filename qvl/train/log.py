@@ -18,6 +18,7 @@ from typing import Any, final
 import torch
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from qvl.checkpoint.stage import write_whole
 from qvl.runtime import console, resident_memory_bytes
 from qvl.train.tally import Tally
 
@@ -175,13 +176,19 @@ def forget_after(folder: Path, done: Collection[str], stage: str, step: int) -> 
     file = folder / "metrics.jsonl"
     if not file.exists():
         return
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    rows = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+    text = file.read_text(encoding="utf-8", errors="replace")
+    rows = [(line, row) for line in text.split("\n") if (row := _row(line))]
     kept = [line for line, r in rows if r["stage"] in done or (r["stage"] == stage and r["step"] <= step)]
-    if len(kept) < len(lines):
-        partial = file.with_suffix(".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(file)
+    if (left := "".join(f"{line}\n" for line in kept)) != text:
+        write_whole(file, left)
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """None for what a crash of the machine has left of a row, or put in its place."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
 
 
 def clock(seconds: float) -> str:

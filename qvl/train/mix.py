@@ -29,7 +29,7 @@ MARKS = 2
 @final
 @dataclass(frozen=True)
 class Picture:
-    """What a picture costs."""
+    """What a picture or a clip costs."""
 
     hw: tuple[int, int]
     """Pixels as given."""
@@ -40,16 +40,17 @@ class Picture:
     tokens: int
     """With the two marks: what the key-value cache and a pack hold."""
     positions: int
-    """Rotary positions it takes: with three axes only its longer side counts."""
+    """Rotary positions it takes: with three axes only its longest side counts."""
+    moments: int = 1
+    """Grids that lie behind each other: a clip has one for every two frames."""
 
     @property
     def patches(self) -> int:
-        """Of one picture."""
-        return self.grid[0] * self.grid[1]
+        return self.moments * self.grid[0] * self.grid[1]
 
     @classmethod
-    def of(cls, hw: tuple[int, int], config: VLMConfig, budget: PixelBudget) -> Picture:
-        """A picture of `hw` pixels for a model of either family; `budget` bounds a Qwen2-VL's."""
+    def of(cls, hw: tuple[int, int], config: VLMConfig, budget: PixelBudget, moments: int = 1) -> Picture:
+        """A picture of `hw` pixels for a model of either family, or a Qwen2-VL's clip; `budget` bounds a Qwen2-VL's."""
         if isinstance(config, QwenVLConfig):
             side, tokens = config.vision.image_px, config.adapter.queries + MARKS
             rows = side // config.vision.patch
@@ -59,15 +60,15 @@ class Picture:
         seen = smart_resize(*hw, Geometry(patch=patch, merge=merge).factor, budget.min_pixels, budget.max_pixels)
         rows, columns = (n // patch for n in seen)
         sides = rows // merge, columns // merge
-        tokens = sides[0] * sides[1] + MARKS
-        positions = max(sides) + MARKS if config.text.rope_axes == 3 else tokens
-        return cls(hw, seen, (rows, columns), tokens, positions)
+        tokens = moments * sides[0] * sides[1] + MARKS
+        positions = max(moments, *sides) + MARKS if config.text.rope_axes == 3 else tokens
+        return cls(hw, seen, (rows, columns), tokens, positions, moments)
 
 
 @final
 @dataclass(frozen=True)
 class Mix:
-    """Samples of one picture of these sizes in turn (none: text alone) and some questions about it."""
+    """Samples of one picture or clip of these sizes in turn (none: text alone) and some questions about it."""
 
     hws: tuple[tuple[int, int], ...]
     """A size that comes three times as often stands here three times."""
@@ -81,6 +82,8 @@ class Mix:
     """The questions do not need each other and share the picture's tokens (`Batch.parents`)."""
     medium: Literal["pixels", "words", "both"] = "pixels"
     """`words`: pictures are told, with a word where a vision token would be; `both`: told behind the picture."""
+    moments: tuple[int, ...] = ()
+    """Of each size: more than 1 for a clip. Empty = pictures all."""
 
     def __post_init__(self) -> None:
         if self.turns < 1 or not 0 < self.learned <= self.words:
@@ -90,7 +93,8 @@ class Mix:
             )
 
     def pictures(self, config: VLMConfig, budget: PixelBudget) -> tuple[Picture | None, ...]:
-        return tuple(Picture.of(hw, config, budget) for hw in self.hws) or (None,)
+        moments = self.moments or (1,) * len(self.hws)
+        return tuple(Picture.of(hw, config, budget, n) for hw, n in zip(self.hws, moments, strict=True)) or (None,)
 
     def tokens(self, picture: Picture | None) -> int:
         """Of one sample."""
@@ -121,7 +125,7 @@ class Mix:
         return PackShape(
             tuple(lens),
             tuple(parents),
-            tuple((1, *p.grid) for p in seen if self.patches(p)),
+            tuple((p.moments, *p.grid) for p in seen if self.patches(p)),
             sum(p.tokens - MARKS for p in seen) * (2 if self.medium == "both" else 1),
             count * self.turns * self.learned,
         )
@@ -143,9 +147,12 @@ def mix_of(source: SampleSource, processor: Processor, stage: StageConfig, looks
     marks = MARKS * pictures * (2 if medium == "both" else 1)
     words = sum(len(p.tokens_T) - len(p.vision_rows_M) for p in held) - marks
     learned = sum(int((p.labels_T != IGNORE).sum()) for p in held if p.labels_T is not None)
-    hws = tuple(v.original_hw for v in visuals) or (stage.world.sizes if medium == "words" else ())
+    # A clip's frames are bounded in another way than pictures.
+    hws = tuple(v.resized_hw if v.timestamps else v.original_hw for v in visuals)
+    moments = tuple(v.grid[0] for v in visuals)
+    hws = hws or (stage.world.sizes if medium == "words" else ())
     each = pictures * turns
-    return Mix(hws, turns, max(1, round(words / each)), max(1, round(learned / each)), branches > 0, medium)
+    return Mix(hws, turns, max(1, round(words / each)), max(1, round(learned / each)), branches > 0, medium, moments)
 
 
 def _usable(source: SampleSource, processor: Processor, stage: StageConfig, looks: int) -> list[list[Prepared]]:

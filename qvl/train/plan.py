@@ -151,16 +151,16 @@ def _no_room(costs: StageCosts, picture: Picture | None) -> str:
     )
     words = mix.turns * mix.words
     room = stage.tokens_per_pack - words - MARKS
-    if picture is None or not isinstance(costs.config, Qwen2VLConfig) or room < 1:
+    if picture is None or not isinstance(costs.config, Qwen2VLConfig) or room < picture.moments:
         return (
             f"{takes}, so it would be left out: set tokens_per_pack to {tokens:,} and patches_per_pack to {patches:,}"
         )
     v = costs.config.vision
-    pixels = min(stage.patches_per_pack // v.merge**2, room) * (v.merge * v.patch) ** 2
-    shown = f"with a picture of {picture.hw[1]} x {picture.hw[0]} {takes}"
+    pixels = min(stage.patches_per_pack // v.merge**2, room) // picture.moments * (v.merge * v.patch) ** 2
+    kind = "picture" if picture.moments == 1 else f"clip of {picture.moments} moments"
     return (
-        f"{shown}, so the picture would be made smaller: set max_pixels to {pixels:,} or less, or raise "
-        "tokens_per_pack and patches_per_pack"
+        f"with a {kind} of {picture.hw[1]} x {picture.hw[0]} {takes}, so it would be "
+        f"made smaller: set max_pixels to {pixels:,} or less, or raise tokens_per_pack and patches_per_pack"
     )
 
 

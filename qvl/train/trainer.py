@@ -20,7 +20,7 @@ from qvl.data.packing import Pack, SampleSource
 from qvl.inputs.processor import Processor
 from qvl.models.vlm import VisionLanguageModel
 from qvl.runtime import fast_bfloat16
-from qvl.train.clock import StageClock
+from qvl.train.clock import StageClock, stage_seconds
 from qvl.train.config import StageConfig, TrainConfig
 from qvl.train.feed import Feed, Lane, Share, begin, redeal
 from qvl.train.flops import FlopCount, measured_peak
@@ -40,6 +40,8 @@ from qvl.train.trace import Tracer
 log = logging.getLogger(__name__)
 
 _MAX_BAD_STEPS = 5
+_FEW_STEPS = 10
+"""Rates have no room to rise and fall in fewer."""
 
 StageEnd = Callable[[VisionLanguageModel, StageConfig], None]
 
@@ -172,6 +174,9 @@ class Trainer:
                     f"stopped in {run.stage.name} after step {run.clock.step}; the same command goes on from there"
                 )
         run.feed.close()
+        if run.stage.epochs and run.clock.step < _FEW_STEPS and self.ranks.first:
+            few = "%s: %g epochs took %d steps, too few to learn from; lower tokens_per_pack, or raise epochs"
+            log.warning(few, run.stage.name, run.stage.epochs, run.clock.step)
         self.model.eval()
         if self.on_stage_end is not None and run.stage.evaluate and not self.config.data.files:
             self._save(index, run)  # an evaluation takes minutes; a kill in it costs no training
@@ -288,10 +293,3 @@ def samples_in(source: SampleSource, epochs: float) -> int:
     if not isinstance(source, Sized):
         raise ValueError("epochs are for runs on files; the embedded world has no end: give steps or a share of time")
     return max(1, round(epochs * len(source)))
-
-
-def stage_seconds(config: TrainConfig, index: int) -> float:
-    """The stage's part of the run's minutes, in seconds; 0 if it is counted in steps or epochs."""
-    timed = [stage.share for stage in config.stages if not stage.steps and not stage.epochs]
-    stage = config.stages[index]
-    return 0.0 if stage.steps or stage.epochs else 60 * config.minutes * stage.share / sum(timed)

@@ -70,7 +70,7 @@ def line_chart(series: Sequence[Series], chart: Chart, *, band_labels: bool = Tr
     for s in series:
         if len(s.xs) != len(s.ys):
             raise ValueError(f"series {s.label!r} has {len(s.xs)} x values but {len(s.ys)} y values")
-    drawn = [_thin(s) for s in series]
+    drawn = [_thin(s, chart.log_y) for s in series]
     points = [p for s in drawn for p in zip(s.xs, s.ys, strict=True) if _plottable(p[1], chart.log_y)]
     if not points:
         raise ValueError(f"chart {chart.title!r} has no value to draw")
@@ -128,14 +128,15 @@ def _plottable(value: float, log: bool) -> bool:
     return math.isfinite(value) and (value > 0 or not log)
 
 
-def _thin(series: Series) -> Series:
+def _thin(series: Series, log: bool) -> Series:
+    """Gaps do not count: a bin is one only if nothing in it can be drawn."""
     size = -(-len(series.xs) // MOST_POINTS)
     if size <= 1:
         return series
     starts = range(0, len(series.xs), size)
+    bins = [[y for y in series.ys[i : i + size] if _plottable(y, log)] for i in starts]
     xs = [sum(series.xs[i : i + size]) / len(series.xs[i : i + size]) for i in starts]
-    ys = [sum(series.ys[i : i + size]) / len(series.ys[i : i + size]) for i in starts]
-    return Series(series.label, xs, ys, series.tone)
+    return Series(series.label, xs, [sum(ys) / len(ys) if ys else math.nan for ys in bins], series.tone)
 
 
 def _bands(axes: _Axes, chart: Chart, labelled: bool) -> list[str]:

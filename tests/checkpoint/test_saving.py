@@ -15,7 +15,7 @@ import torch
 from checkpoint.small_model import SHARD, assert_same, files, small
 from qvl.checkpoint import folder as folder_module
 from qvl.checkpoint.folder import load_model, save_model
-from qvl.checkpoint.stage import staged_folder
+from qvl.checkpoint.stage import staged_folder, write_whole
 
 
 def test_saving_over_a_folder(tmp_path: Path) -> None:
@@ -93,6 +93,17 @@ def file_size_limit() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("file_size_limit")
+def test_a_file_stays_as_it_is_on_a_full_disk(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    write_whole(file, "old")
+    with pytest.raises(OSError, match="File too large"):
+        write_whole(file, "new" * 10_000)
+    assert file.read_text() == "old"
+    write_whole(file, "new")
+    assert (file.read_text(), files(tmp_path)) == ("new", {"config.yaml"})
 
 
 @pytest.mark.usefixtures("file_size_limit")

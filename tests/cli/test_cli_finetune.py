@@ -114,6 +114,17 @@ def test_a_first_look_at_few_lines_shows_each_once(base, data, tmp_path, capsys)
     assert "none of 1 samples can be used; the first: few.jsonl:1" in capsys.readouterr().err
 
 
+def test_a_conversation_that_is_too_long_is_no_bad_line(base, data, tmp_path) -> None:
+    """Training leaves it out with --strict too, so the first look must not end the run."""
+    long = {"conversations": [{"from": "human", "value": "what " * 2000}, {"from": "gpt", "value": "a cat"}]}
+    file = data.with_name("long 😀.jsonl")  # which JSON spells in a way that YAML does not read
+    file.write_text(data.read_text().splitlines()[0] + "\n" + json.dumps(long) + "\n")
+    assert main(arguments("lora", base, file, tmp_path / "run", "--dry-run", "--strict")) == 0
+    page = (tmp_path / "run" / "first_look.html").read_text()
+    assert page.count("<article>") == 1
+    assert "there is room for 900" in page
+
+
 def test_data_show_reads_files(base, data, tmp_path, capsys) -> None:
     settings = [f"model={base}", f"data.files=[{{path: {data}}}]", "data.boxes=px"]
     command = ["data", "show", "--config", str(RECIPES / "lora.yaml"), "--count", "2", "--out", str(tmp_path)]
@@ -224,11 +235,12 @@ def _in_transformers(folder: Path, logits: torch.Tensor, batch) -> None:
     assert (theirs - logits).abs().max() <= 2e-5 * logits.abs().max()  # measured: 5.0e-7
 
 
-def test_the_state_of_a_run_from_a_preset_is_exported(recipe: Path, tmp_path, capsys) -> None:
+def test_the_state_of_a_run_from_a_preset_is_exported(recipe: Path, tmp_path, monkeypatch) -> None:
     assert (
         main(["train", "--config", str(recipe), "--set", "stages.1.evaluate=false", "--set", "stages.1.steps=1"]) == 0
     )
-    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    monkeypatch.chdir(tmp_path / "run/checkpoint")  # from within the run, too
+    assert main(["export", ".", str(tmp_path / "out")]) == 0
     a, b = qvl.load(tmp_path / "out"), qvl.load(tmp_path / "run/model")
     assert all(torch.equal(p, q) for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True))
     assert a.processor.config.chat_format == b.processor.config.chat_format == "chatml"

@@ -59,6 +59,7 @@ def test_what_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        (["--memory", "1e-10"], "a plan needs devices with memory, got 1 with 0 bytes"),
         (["--words", "0"], "words must be at least 1, got 0"),
         (["--tflops", "-1"], "got tflops=-1"),
         (["--tokens-per-pack", "0"], "tokens_per_pack is 0"),

@@ -48,6 +48,8 @@ def test_values_are_typed(recipe: Path) -> None:
         ("minutes", "--set takes KEY=VALUE"),
         ("stages.0.steps=[1", "'[1' is not a YAML value"),
         ("minutes=-1", "minutes is -1.0; it must be a number at least 0"),
+        ("seed=9223372036854775808", "seed is 9223372036854775808; it must be a number from 0 to"),
+        ("run=' '", "run is ' '; name the folder of the run"),
         ("log_every=0", "log_every is 0; it must be a number at least 1"),
         ("eval_samples=0", "A stage that is not to be measured says evaluate: false"),
         ("model=null", "model has no value"),

@@ -13,10 +13,20 @@ from qvl.checkpoint.folder import save_model
 from qvl.cli.recipe import read_recipe
 from qvl.cli.start import begin, processor_of
 from qvl.data.packing import PackLimits, packs
+from qvl.data.user import DataConfig
 from qvl.train.build import build, sample_source
 from qvl.train.config import StageConfig, TrainConfig
 
 CONFIG = TrainConfig("run", (StageConfig("s", ("text",), 1.0, steps=1),), model="tiny-qwen-vl")
+
+
+def test_the_bound_of_a_recipe_lowers_that_of_the_model() -> None:
+    """A bound above the model's own would train on pictures larger than those that it answers about."""
+    config = replace(CONFIG, model="tiny")
+    own = processor_of(config).config.pixels.max_pixels
+    for most in (own // 2, 2 * own):
+        bounded = processor_of(replace(config, data=DataConfig(max_pixels=most))).config.pixels.max_pixels
+        assert bounded == min(most, own)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ from safetensors.torch import load_file
 
 import qvl
 from qvl.cli.main import USER_ERROR, main
+from qvl.cli.measure import world_for_floors
 from qvl.cli.recipe import read_recipe
 from qvl.cli.training import claim
+from qvl.data.world import WorldConfig
+from qvl.evals.tasks.world import world_samples
 
 SIGHT = """\
   - name: told
@@ -45,6 +49,40 @@ def test_a_folder_belongs_to_one_recipe(recipe: Path, tmp_path: Path) -> None:
     (folder / "model").mkdir()
     with pytest.raises(ValueError, match=r"minutes: 2.0 -> 9.0"):
         claim(read_recipe(recipe, {"seed": 3, "minutes": 9}), folder)
+
+
+def test_a_full_disk_leaves_the_run_its_recipe(recipe: Path, tmp_path: Path) -> None:
+    """It was emptied first, and without it nothing can go on from the run's state or export it."""
+    folder = tmp_path / "run"
+    claim(read_recipe(recipe), folder)
+    (folder / "checkpoint").mkdir()
+    before = (folder / "config.yaml").read_text()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))  # the nearest thing to a full disk
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            claim(read_recipe(recipe, {"minutes": 2}), folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (folder / "config.yaml").read_text() == before
+    claim(read_recipe(recipe, {"minutes": 2}), folder)
+
+
+@pytest.mark.parametrize(("stage", "medium"), [("told", "words"), ("match", "both")])
+def test_stages_told_in_words_cannot_be_measured(recipe: Path, capsys, stage: str, medium: str) -> None:
+    """They ended in an error after their training, and a run does not go on with another recipe."""
+    recipe.write_text(recipe.read_text(encoding="utf-8").replace("stages:", "stages:\n" + SIGHT, 1), encoding="utf-8")
+    assert main(["train", "--config", str(recipe), "--set", f"stages.{stage}.evaluate=true"]) == USER_ERROR
+    assert f"stage {stage} tells pictures in words (world.medium: {medium})" in capsys.readouterr().err
+
+
+def test_constants_are_chosen_for_a_rare_language_too() -> None:
+    """Of a hundred training scenes none may be Chinese where one of the questions is: the last measurement failed."""
+    rare = WorldConfig(zh=0.001)
+    found = world_samples(world_for_floors(rare), "train", 60, ["exists"])
+    assert {sample.meta["lang"] for sample in found} == {"en", "zh"}
+    for config in (WorldConfig(zh=0), WorldConfig(zh=0.23), WorldConfig(zh=1)):
+        assert world_for_floors(config).config == config
 
 
 def test_a_start_that_saved_nothing_leaves_no_log(recipe: Path, tmp_path: Path) -> None:

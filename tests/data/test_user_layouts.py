@@ -126,6 +126,65 @@ def test_what_is_wrong_is_said_with_its_field(root: Path, entry: object, said: s
         read_entry(entry, root)
 
 
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (turns("x", label=False), "'label' is not read"),
+        (
+            {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 0}]},
+            r"messages\[1\].weight is 0, but every answer is learned alike",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "tool_calls": [1]}]},
+            r"messages\[1\].tool_calls is not read",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": "<image>What is it?"}]},
+                    {"role": "assistant", "content": "A cat."},
+                ],
+                "images": ["a.png"],
+            },
+            "1 files stand beside messages in the layout openai, whose parts show 0",
+        ),
+        (turns("<ref-object>", objects={"ref": [["a cat"]]}), r"objects.ref must hold texts, got \['a cat'\]"),
+    ],
+)
+def test_nothing_that_changes_what_is_learned_is_passed_over(root: Path, entry: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        read_entry(entry, root)
+
+
+def test_what_changes_nothing_may_stand_beside(root: Path) -> None:
+    plain = read_entry(OPENAI, root)
+    question, answer = OPENAI["messages"]
+    assert read_entry({"messages": [question, {**answer, "weight": 1, "tool_calls": None}]}, root) == plain
+    assert read_entry({**OPENAI, "images": ["a.png"], "label": None, "tools": []}, root) == plain
+
+
+def test_paths_in_the_text_of_messages_are_pictures(root: Path) -> None:
+    """As older files of ms-swift have them; they were learned as words."""
+    entry = {
+        "messages": [
+            {"role": "user", "content": "<img>a.png</img>What is it?"},
+            {"role": "assistant", "content": "A cat."},
+        ],
+        "images": [],
+    }
+    assert read_entry(entry, root) == read_entry(QWEN_VL, root)
+
+
+def test_frames_in_a_part_are_found_from_the_files_folder(root: Path) -> None:
+    entry = {
+        "messages": [
+            {"role": "user", "content": [{"type": "video", "video": ["a.png", "b.png"]}]},
+            {"role": "assistant", "content": "A cat."},
+        ]
+    }
+    assert read_entry(entry, root)[0].parts == (Video([str(root / "a.png"), str(root / "b.png")]),)
+
+
 def test_a_missing_picture_says_where_it_was_looked_for(root: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"conversations\[0\].value: no file .*gone.png; paths start from"):
         read_entry(turns("<image>", image="gone.png"), root)

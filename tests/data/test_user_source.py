@@ -120,12 +120,16 @@ def test_weights_mix_files_and_still_use_every_line(tmp_path: Path) -> None:
 
 
 def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
-    for folder in ("a", "b"):
+    for folder in ("a", "b", "a/x", "b/x"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "train.jsonl").write_text(json.dumps(entry("a dog?")) + "\n")
     source = UserSource(files(tmp_path / "a", tmp_path / "b"), 0)
     assert source.tasks == ("a/train", "b/train")
     assert sorted(names(source, range(2))) == ["a/train.jsonl:1", "b/train.jsonl:1"]
+    alike = UserSource(files(tmp_path / "a/x", tmp_path / "b/x", tmp_path / "a"), 0)
+    assert alike.tasks == ("a/x/train", "b/x/train", "a/train")
+    (tmp_path / "a/train.json").write_text(json.dumps([entry("a dog?")]))
+    assert UserSource(files(tmp_path / "a"), 0).tasks == ("a/train",), "two files of one folder are one task"
 
 
 @pytest.mark.parametrize("line", ['{"a": ' + "[" * 100_000, json.dumps({"image": "x" * 300})])
@@ -173,6 +177,15 @@ def test_bad_lines_are_left_out_and_named(spoilt: Path, processor: Processor, ca
         packs(UserSource(files(spoilt, max_bad=4), 0), processor, limits, "chatml", start=taken[3].next_index)
     )
     assert resumed.batch.names == taken[4].batch.names
+
+
+def test_what_is_too_long_is_named_once(tmp_path: Path, processor: Processor, caplog: pytest.LogCaptureFixture) -> None:
+    source = UserSource(files(write(tmp_path / "x.jsonl", [entry("a dog?"), entry("a dog " * 50)])), 0)
+    with caplog.at_level(logging.WARNING):
+        taken = list(itertools.islice(packs(source, processor, PackLimits(30, 0), "chatml"), 5))
+    assert taken[-1].next_index >= 2 * 4, "epochs"
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert told.startswith("left out x.jsonl:2: ")
 
 
 @pytest.mark.parametrize("line", REASONS)

@@ -65,6 +65,17 @@ def test_a_full_disk_costs_no_training(tmp_path, caplog) -> None:
     assert [row["step"] for row in rows(tmp_path)] == [1, 2]
 
 
+def test_a_log_that_a_crash_has_damaged_is_gone_on_with(tmp_path) -> None:
+    """A power cut leaves zeros where rows were to be, or half a row."""
+    row = {"stage": "one", "loss": 1.0}
+    lines = [json.dumps({**row, "step": 1}), "\0" * 40, json.dumps({**row, "step": 2}), json.dumps(row)[:9]]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    train_log.forget_after(tmp_path, (), "one", 2)
+    assert [found["step"] for found in rows(tmp_path)] == [1, 2]
+    train_log.forget_after(tmp_path, (), "one", 1)
+    assert [found["step"] for found in rows(tmp_path)] == [1]
+
+
 def test_tensorboard_has_every_number(tmp_path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     saving_jobs.trainer(recipe(tmp_path))[0].fit()

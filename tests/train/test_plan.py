@@ -7,7 +7,9 @@ import re
 from dataclasses import replace
 
 import pytest
+from PIL import Image as PIL
 
+from qvl.data.fitting import prepare
 from qvl.data.user import DataConfig, DataFile, UserSource
 from qvl.inputs.processor import Processor
 from qvl.layers.decoder import DecoderConfig
@@ -69,6 +71,30 @@ def test_lines_that_training_leaves_out_are_not_planned_for(tmp_path) -> None:
     (tmp_path / "x.jsonl").write_text("broken\n")
     with pytest.raises(ValueError, match=r"x\.jsonl:1: not valid JSON"):
         mix_of(UserSource(files, 0), processor, STAGE, looks=2)
+
+
+def test_a_clip_costs_what_its_moments_cost(tmp_path) -> None:
+    """Six frames of 56 x 84 pixels are three moments of 2 x 3 tokens; a plan that saw a picture let far too many in."""
+    frame = tmp_path / "frame.png"
+    PIL.new("RGB", (84, 56)).save(frame)
+    line = {
+        "messages": [{"role": "user", "content": "<video>a dog?"}, {"role": "assistant", "content": "a cat"}],
+        "videos": [[str(frame)] * 6],
+    }
+    (tmp_path / "x.jsonl").write_text(json.dumps(line) + "\n")
+    processor = Processor(Tokenizer.reduced(["a dog and a cat"], 0))
+    source = UserSource(DataConfig((DataFile(str(tmp_path / "x.jsonl")),)), 0)
+    (sequence,) = prepare(source[0], processor, "raw")
+    mix = mix_of(source, processor, STAGE, looks=1)
+    (clip,) = mix.pictures(CONFIG, processor.config.pixels)
+    assert clip is not None
+    assert (clip.moments, clip.tokens, clip.patches) == (3, 3 * 6 + 2, 3 * 24)
+    assert (mix.tokens(clip), mix.patches(clip)) == (len(sequence.tokens_T), sequence.patch_count)
+    assert mix.pack((clip,), 2).grids == ((3, 4, 6),) * 2
+    short = replace(STAGE, tokens_per_pack=len(sequence.tokens_T) - 1)
+    problem = planned(stage=short, mix=mix, budget=processor.config.pixels).problem
+    assert "with a clip of 3 moments of 84 x 56 a sample takes" in problem
+    assert f"set max_pixels to {5 * 784:,} or less" in problem
 
 
 def test_keys_and_values() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +16,11 @@ from qvl.data.records import Sample
 from qvl.data.world.config import WorldConfig
 from qvl.data.world.world import World
 from qvl.text.messages import Text
+from qvl.train.clock import stage_seconds
 from qvl.train.config import OptimConfig, StageConfig, TrainConfig
 from qvl.train.interrupt import Stopped
 from qvl.train.optim import part_of
-from qvl.train.trainer import Trainer, stage_seconds
+from qvl.train.trainer import Trainer
 
 WORLD = WorldConfig(concepts=9, sizes=((56, 84), (84, 56)), turns=3)
 OPTIM = OptimConfig(name="muon", lr=1e-3, muon_lr=3e-3, warmup=0.2)
@@ -49,6 +52,20 @@ def weights(model: torch.nn.Module) -> torch.Tensor:
 
 def rows(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+class Few(Source):
+    """Data with an end."""
+
+    def __len__(self) -> int:
+        return 3
+
+
+def test_epochs_that_are_over_at_once_are_told(tmp_path, model, processor, caplog) -> None:
+    """The rate is at its end then, and may be 0: the model would be as it was, and nobody would know."""
+    with caplog.at_level(logging.WARNING):
+        Trainer(recipe(tmp_path, steps=(0,), epochs=2), model, processor, Few).fit()
+    assert re.search(r"stage0: 2 epochs took \d steps, too few to learn from; lower tokens_per_pack", caplog.text)
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, model, processor) -> None:

@@ -59,6 +59,9 @@ def test_gaps_bands_and_thinning():
     assert "<text>" not in svg
     long = line_chart([Series("a", range(10_000), [1.0] * 10_000)], Chart("t"))
     assert len(paths(long)[0]) <= 600
+    rare = [2.0 if i % 10 == 0 else nan for i in range(10_000)]
+    ((first, *_),) = paths(line_chart([Series("rare", range(10_000), rare)], Chart("t", log_y=True, height=100)))
+    assert first[1] == pytest.approx((26 + 100 - 34) / 2), "a task of few packs: half way between the ends of the axis"
     assert "circle" in line_chart([Series("a", [1], [2])], Chart("t"))
 
 

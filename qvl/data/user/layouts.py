@@ -33,6 +33,13 @@ _ROLES: dict[str, Role] = {
 }
 _UNREAD = ("tools", "audio", "audios", "chosen", "rejected", "label", "history")
 """Fields that mean something for training; to pass over them would train on something else than what was meant."""
+_UNREAD_IN_TURNS = ("tool_calls", "function_call")
+"""The same of a turn."""
+_COUNTS = ("weight", "loss")
+"""Fields by which OpenAI and ms-swift leave an answer out of the loss."""
+_FILES = ("image", "images", "video", "videos")
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
+"""What a field may hold that says nothing. `false` and 0 do: they are labels."""
 _PLACEHOLDER = re.compile(r"(<image>|<video>)\n?")
 """The line break that LLaVA writes behind a placeholder belongs to the placeholder."""
 _NUMBERED = re.compile(r"Picture \d+: ?(?=<img>)")
@@ -44,19 +51,18 @@ _ADDRESS = re.compile(r"^(?:data:|[A-Za-z][A-Za-z0-9+.\-]+://)")
 
 def layout_of(entry: Mapping[str, Any]) -> Layout:
     """Which layout an entry is in. Raises `ValueError` naming the fields it has."""
-    if "messages" in entry:
-        turns = entry["messages"] if isinstance(entry["messages"], list) else []
-        listed = any(isinstance(turn, Mapping) and isinstance(turn.get("content"), list) for turn in turns)
-        return "openai" if listed else "sharegpt"
-    if "conversations" in entry:
-        turns = entry["conversations"] if isinstance(entry["conversations"], list) else []
-        values = [str(turn.get("value")) for turn in turns if isinstance(turn, Mapping)]
-        named = any(key in entry for key in ("image", "images", "video", "videos"))
-        return "qwen_vl" if not named and any("<img>" in value for value in values) else "llava"
-    raise ValueError(
-        f"there is neither 'messages' nor 'conversations', only {', '.join(map(repr, entry)) or 'nothing'}; the "
-        "layouts read are those of LLaVA, ShareGPT/LLaMA-Factory, OpenAI and Qwen-VL"
-    )
+    key = "messages" if "messages" in entry else "conversations"
+    if key not in entry:
+        raise ValueError(
+            f"there is neither 'messages' nor 'conversations', only {', '.join(map(repr, entry)) or 'nothing'}; the "
+            "layouts read are those of LLaVA, ShareGPT/LLaMA-Factory, OpenAI and Qwen-VL"
+        )
+    turns = [turn for turn in entry[key] if isinstance(turn, Mapping)] if isinstance(entry[key], list) else []
+    if key == "messages" and any(isinstance(turn.get("content"), list) for turn in turns):
+        return "openai"
+    if not any(entry.get(name) for name in _FILES) and any("<img>" in str(turn.get(_said(turn))) for turn in turns):
+        return "qwen_vl"
+    return "sharegpt" if key == "messages" else "llava"
 
 
 def read_entry(entry: Any, root: Path) -> tuple[Message, ...]:
@@ -68,7 +74,7 @@ def read_entry(entry: Any, root: Path) -> tuple[Message, ...]:
     """
     if not isinstance(entry, Mapping):
         raise ValueError(f"an entry must be an object with 'messages' or 'conversations', not {type(entry).__name__}")
-    if unread := [key for key in _UNREAD if entry.get(key)]:
+    if unread := [key for key in _UNREAD if entry.get(key) not in _NOTHING]:
         raise ValueError(f"the field {unread[0]!r} is not read by this version; write it into the conversation's text")
     layout = layout_of(entry)
     if layout in ("openai", "qwen_vl") and entry.get("objects"):
@@ -77,6 +83,7 @@ def read_entry(entry: Any, root: Path) -> tuple[Message, ...]:
     turns = list(_turns(entry, key))
     if layout == "openai":
         messages = _openai(turns, root)
+        _check_files_beside(entry, messages)
     elif layout == "qwen_vl":
         messages = [Message(role, _numbered(where, content, root)) for where, role, content in turns]
     else:
@@ -102,13 +109,41 @@ def _turns(entry: Mapping[str, Any], key: str) -> Iterator[_Turn]:
         if not isinstance(turn, Mapping):
             raise ValueError(f"{key}[{i}] must be an object, not {type(turn).__name__}")
         who = "role" if "role" in turn else "from"
-        said = "content" if "content" in turn else "value"
+        said = _said(turn)
         role, content = turn.get(who), turn.get(said)
         if not isinstance(role, str) or role not in _ROLES:
             raise ValueError(f"{key}[{i}].{who} is {role!r}; known are {', '.join(_ROLES)}")
         if not isinstance(content, str | list):
             raise ValueError(f"{key}[{i}].{said} must be text or a list of parts, not {type(content).__name__}")
+        _check_all_is_read(turn, _ROLES[role], f"{key}[{i}]")
         yield f"{key}[{i}].{said}", _ROLES[role], content
+
+
+def _said(turn: Mapping[str, Any]) -> str:
+    """The field that holds a turn's words."""
+    return "content" if "content" in turn else "value"
+
+
+def _check_all_is_read(turn: Mapping[str, Any], role: Role, where: str) -> None:
+    if unread := [key for key in _UNREAD_IN_TURNS if turn.get(key) not in _NOTHING]:
+        raise ValueError(f"{where}.{unread[0]} is not read by this version; write it into the turn's text")
+    for key in _COUNTS:
+        if role == "assistant" and turn.get(key) not in (None, 1):
+            raise ValueError(
+                f"{where}.{key} is {turn[key]!r}, but every answer is learned alike: end the conversation before this "
+                "turn, or leave the field out"
+            )
+
+
+def _check_files_beside(entry: Mapping[str, Any], messages: list[Message]) -> None:
+    """Pictures that stand beside messages must be those that the messages show: nothing would show others."""
+    beside = len(_media(entry, "image", "images")) + len(_media(entry, "video", "videos"))
+    shown = sum(isinstance(part, Image | Video) for message in messages for part in message.parts)
+    if beside and beside != shown:
+        raise ValueError(
+            f"{beside} files stand beside messages in the layout openai, whose parts show {shown}: name each file in a "
+            "part, or write the content as text with <image>"
+        )
 
 
 def _check_turns(messages: list[Message], key: str) -> None:
@@ -136,6 +171,8 @@ def _located(part: Any, where: str, root: Path) -> Any:
         value = out.get(key)
         if isinstance(value, str):
             out[key] = locate(value, root, where)
+        elif isinstance(value, list):  # frames of a clip
+            out[key] = [locate(frame, root, where) for frame in value]
         elif isinstance(value, Mapping) and isinstance(value.get("url"), str):
             out[key] = {**value, "url": locate(value["url"], root, where)}
     return out

@@ -33,7 +33,7 @@ def fill_in(entry: Mapping[str, Any], texts: Sequence[str]) -> list[str]:
     if len(set(map(str, _listed(objects, "image_id")))) > 1:
         raise ValueError("objects.image_id names several pictures; give each conversation with boxes one picture")
     waiting = {
-        "<ref-object>": [ref(str(label)) for label in _listed(objects, "ref")],
+        "<ref-object>": [ref(_label(label)) for label in _listed(objects, "ref")],
         "<bbox>": [_marked(box) for box in _listed(objects, "bbox")],
     }
     for tag, items in waiting.items():
@@ -69,6 +69,12 @@ def _listed(objects: Mapping[str, Any], key: str) -> list[Any]:
     if not isinstance(found, list):
         raise ValueError(f"objects.{key} must be a list with one item for each object, got {found!r}")
     return found
+
+
+def _label(label: Any) -> str:
+    if not isinstance(label, str | int | float):
+        raise ValueError(f"objects.ref must hold texts, got {label!r}")
+    return str(label)
 
 
 def _marked(box: Any) -> str:

@@ -7,7 +7,7 @@ Does not know: packs, tokens; what is done about a sample that cannot be used.
 from __future__ import annotations
 
 import functools
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -32,7 +32,8 @@ class _Member:
     draws: int
     """Samples of this file in an epoch."""
     folder: str
-    """`folder/` before its name where another file has the same one, else empty."""
+    """`folder/` before its name where another file has the same one, with as many folders above it as tell the two
+    apart; else empty."""
 
     @property
     def task(self) -> str:
@@ -58,10 +59,9 @@ class UserSource:
         self._seed = seed
         members = []
         found = [(part, path) for part in config.files for path in data_files(part.path)]
-        stems = Counter(path.stem for _, path in found)
         for part, path in found:
             file, root = EntryFile(path), part.image_root or config.image_root
-            folder = f"{path.absolute().parent.name}/" if stems[path.stem] > 1 else ""
+            folder = _told_apart(path, [other for _, other in found if other.stem == path.stem])
             members.append(_Member(file, Path(root or path.parent), max(1, round(part.weight * len(file))), folder))
         if not members:
             raise ValueError("there are no data files: name some in the recipe (data.files) or with --data")
@@ -111,6 +111,16 @@ class UserSource:
         first = int(self._ends[number]) - member.draws
         turn, entry = divmod(epoch * member.draws + drawn - first, len(member.file))
         return number, int(_order(len(member.file), self._seed, turn, number + 1)[entry])
+
+
+def _told_apart(path: Path, namesakes: Sequence[Path]) -> str:
+    """As much of a file's folder as its namesakes (itself among them) have not; empty if it has none."""
+    if len(namesakes) == 1:
+        return ""
+    own, *others = (p.absolute().parent.parts for p in (path, *namesakes))
+    depths = range(1, len(own) + 1)
+    least = next((n for n in depths if all(o == own or o[-n:] != own[-n:] for o in others)), len(own))
+    return f"{Path(*own[-least:]).as_posix()}/"
 
 
 @functools.lru_cache(maxsize=256)
