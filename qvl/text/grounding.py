@@ -88,7 +88,7 @@ def _marked(kind: Kind, body: str, markup: Markup) -> str:
 
 
 def _is_coordinate(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= value < _SCALE
+    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < _SCALE
 
 
 @dataclass(frozen=True)
