@@ -15,6 +15,9 @@ from typing import final
 
 from qvl.train.config import TrainConfig
 
+_MOST_NEEDED = 0.5
+"""Share of a run's time that goes at most to what stages need at least."""
+
 
 @final
 class StageClock:
@@ -61,6 +64,18 @@ class StageClock:
 
 def stage_seconds(config: TrainConfig, index: int) -> float:
     """The stage's part of the run's minutes, in seconds; 0 if it is counted in steps or epochs."""
-    timed = [stage.share for stage in config.stages if not stage.steps and not stage.epochs]
-    stage = config.stages[index]
-    return 0.0 if stage.steps or stage.epochs else 60 * config.minutes * stage.share / sum(timed)
+    total = 60 * config.minutes
+    timed = {i: stage for i, stage in enumerate(config.stages) if not stage.steps and not stage.epochs}
+    needed = sum(stage.least_seconds for stage in timed.values())
+    scale = min(1.0, _MOST_NEEDED * total / needed) if needed else 0.0
+    given: dict[int, float] = {}
+    while index in timed:
+        second = (total - sum(given.values())) / sum(stage.share for stage in timed.values())
+        short = {i: scale * stage.least_seconds for i, stage in timed.items()}
+        short = {i: least for i, least in short.items() if second * timed[i].share < least}
+        if not short:
+            return second * timed[index].share
+        given |= short
+        for i in short:
+            del timed[i]
+    return given.get(index, 0.0)

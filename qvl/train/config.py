@@ -67,6 +67,9 @@ class StageConfig:
     """Parts that learn; the others are frozen. In a run with `lora` it is their adapters that learn."""
     share: float
     """Share of the run's `minutes` (if `steps` and `epochs` are 0)."""
+    least_seconds: float = 0.0
+    """What the stage needs before anything comes of it. In a run so short that its share is less, it takes these, and
+    the others share the rest (at most half of the time is given away so)."""
     world: WorldConfig = field(default_factory=WorldConfig)
     """The embedded world's tasks, sizes and turns of this stage."""
     source: Literal["world", "easy_vqa"] = "world"
@@ -110,7 +113,15 @@ class StageConfig:
         if not self.name.strip() or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"a stage is called {self.name!r}; its scores go to a folder of its name, so it needs one")
         where = f"stage {self.name}: "
-        counts = ("steps", "epochs", "share", "patches_per_pack", "samples_per_pack", "tokens_per_sample")
+        counts = (
+            "steps",
+            "epochs",
+            "share",
+            "least_seconds",
+            "patches_per_pack",
+            "samples_per_pack",
+            "tokens_per_sample",
+        )
         check_bounds(self, where, **dict.fromkeys(counts, (0, ANY)), tokens_per_pack=(1, ANY), accumulate=(1, ANY))
         if not (self.steps or self.epochs or self.share):
             raise ValueError(f"{where}it has no end: give it steps, epochs (of files) or a share of the run's minutes")

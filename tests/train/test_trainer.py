@@ -205,6 +205,24 @@ def test_losses_that_are_not_numbers_stop_the_run(tmp_path, model, processor) ->
         Trainer(recipe(tmp_path, (9,)), model, processor, Source).fit()
 
 
+@pytest.mark.parametrize(
+    ("minutes", "expected"),
+    [
+        (10.0, [100, 200, 300]),  # everyone's share is enough
+        (2.0, [30, 36, 54]),  # the first takes what it needs, the others share the rest 2 : 3
+        (0.5, [15 * 30 / 90, 15 * 60 / 90, 15]),  # what is needed is more than half: half of it is given
+    ],
+)
+def test_a_stage_gets_what_it_needs_at_least(tmp_path, minutes: float, expected: list[float]) -> None:
+    config = recipe(tmp_path, (0, 0, 0))
+    needs = (30.0, 60.0 if minutes < 1 else 0.0, 0.0)
+    stages = tuple(
+        replace(s, share=n, least_seconds=x) for n, x, s in zip((1, 2, 3), needs, config.stages, strict=True)
+    )
+    timed = replace(config, minutes=minutes, stages=stages)
+    assert [stage_seconds(timed, i) for i in range(3)] == pytest.approx(expected)
+
+
 def test_a_stage_may_be_counted_in_minutes(tmp_path, model, processor) -> None:
     config = replace(recipe(tmp_path, (0, 0)), minutes=0.02)
     assert [stage_seconds(config, i) for i in (0, 1)] == pytest.approx([0.6, 0.6])
