@@ -151,10 +151,12 @@ def _told(upload: Upload) -> dict[str, Any]:
 
 async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    param, code = (error.param, error.code) if isinstance(error, ApiError) else (None, None)
-    message = error.detail if isinstance(error, ApiError) else f"{error.detail} (status {error.status_code})"
-    if isinstance(error.__cause__, ValueError | RecursionError):  # bytes, numbers of 5,000 digits, 10,000 brackets
-        message, code = f"the body is not JSON in UTF-8: {error.__cause__}", "invalid_json"
+    if isinstance(error, ApiError):
+        message, param, code = error.detail, error.param, error.code
+    elif isinstance(error.__cause__, ValueError | RecursionError):  # bytes, numbers of 5,000 digits, 10,000 brackets
+        message, param, code = f"the body is not JSON in UTF-8: {error.__cause__}", None, "invalid_json"
+    else:
+        message, param, code = f"{error.detail} (status {error.status_code})", None, None
     headers = dict(error.headers or {}) | ({"Connection": "close"} if error.status_code in (408, 413) else {})
     return JSONResponse(error_body(error.status_code, message, param, code), error.status_code, headers)
 

@@ -235,6 +235,7 @@ def _in_transformers(folder: Path, logits: torch.Tensor, batch) -> None:
     assert (theirs - logits).abs().max() <= 2e-5 * logits.abs().max()  # measured: 5.0e-7
 
 
+@pytest.mark.slow
 def test_the_state_of_a_run_from_a_preset_is_exported(recipe: Path, tmp_path, monkeypatch) -> None:
     assert (
         main(["train", "--config", str(recipe), "--set", "stages.1.evaluate=false", "--set", "stages.1.steps=1"]) == 0

@@ -16,6 +16,7 @@ def test_sizes_and_shares() -> None:
         parse_mix("448x448:0.5")
 
 
+@pytest.mark.slow
 def test_stages_of_a_recipe(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     given = ["--recipe", "recipes/qwen2_vl_stage1.yaml", "--memory", "16", "--tflops", "1", "--set", "vocabulary=world"]
@@ -25,6 +26,7 @@ def test_stages_of_a_recipe(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         assert wanted in out, wanted
 
 
+@pytest.mark.slow
 def test_numbers_and_refusal(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "7b", "--memory", "80", "--json", "--precision", "bfloat16"]) == USER_ERROR
     said = capsys.readouterr()
@@ -37,6 +39,7 @@ def test_numbers_and_refusal(capsys: pytest.CaptureFixture[str]) -> None:
     assert "train fewer parts" in said.err
 
 
+@pytest.mark.slow
 def test_without_pretrained_parts(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path
 ) -> None:

@@ -20,6 +20,7 @@ from qvl.train.config import StageConfig, TrainConfig
 CONFIG = TrainConfig("run", (StageConfig("s", ("text",), 1.0, steps=1),), model="tiny-qwen-vl")
 
 
+@pytest.mark.slow
 def test_the_bound_of_a_recipe_lowers_that_of_the_model() -> None:
     """A bound above the model's own would train on pictures larger than those that it answers about."""
     config = replace(CONFIG, model="tiny")
@@ -49,6 +50,7 @@ def test_stage_2_begins_with_stage_1_and_larger_pictures(tmp_path: Path) -> None
         begin(replace(config, queries=36), tmp_path / "other")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "tiny_qwen_vl", "tiny_easy_vqa"])
 def test_every_stage_of_a_world_recipe_makes_packs(name: str) -> None:
     config = read_recipe(f"recipes/{name}.yaml")

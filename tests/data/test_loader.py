@@ -25,6 +25,7 @@ def begun():
     return packs, worker
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS cannot tell who sent a signal")
 def test_a_sigterm_to_the_whole_job_leaves_the_worker_to_the_trainer(begun) -> None:
     packs, worker = begun
@@ -32,6 +33,7 @@ def test_a_sigterm_to_the_whole_job_leaves_the_worker_to_the_trainer(begun) -> N
     assert list(packs) == list(range(1, 200))
 
 
+@pytest.mark.slow
 def test_the_worker_ends_when_its_parent_says_so(begun) -> None:
     packs, worker = begun
     worker.terminate()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from qvl.models.hollow import hollow
@@ -21,6 +22,7 @@ def test_structure_is_that_of_the_model() -> None:
         assert (made.head.weight is made.embed.weight) == config.tie_embeddings
 
 
+@pytest.mark.slow
 def test_nothing_is_initialised() -> None:
     """torch's `normal_` on the meta device imports its reference operators for it."""
     code = (

@@ -258,6 +258,7 @@ def test_bodies_that_are_too_much_together():
         assert live.post(ask("x" * 200_000)).status_code == 200  # one alone is bounded by its own limit
 
 
+@pytest.mark.slow
 def test_whoever_watches_the_server_gets_an_answer_while_pictures_are_opened():
     """More requests than there are threads wait for their pictures."""
     engine, go_on = CannedLive(), threading.Event()
@@ -346,6 +347,7 @@ def test_clients_that_say_nothing_are_let_go():
             assert sock.recv(1000).startswith(b"HTTP/1.1 408")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stream", "size"), [(False, 4_000_000), (True, 40_000_000)])
 def test_a_client_that_reads_nothing_is_let_go(stream, size):
     """Its answer is larger than all buffers on the way."""

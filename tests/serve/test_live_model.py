@@ -323,6 +323,7 @@ def test_impatient_clients_leave_nothing_behind(served, create):
     assert (stats.running, stats.waiting, stats.pages_used) == (0, 0, 0)
 
 
+@pytest.mark.slow
 def test_together_as_alone(served, client):
     """Eight clients at once, each with a question of its own: what everyone gets does not depend on the others."""
     _, live = served

@@ -78,6 +78,7 @@ def wait_for(true) -> None:
     assert true()
 
 
+@pytest.mark.slow
 def test_what_is_there_when_time_is_over_is_the_reply():
     engine = CannedLive(answer=lambda request: "word " * 1000, pause_s=0.02)
     with serving(engine, ServeConfig(port=0, limits=Limits(request_s=0.4))) as live:
@@ -160,6 +161,7 @@ print("closed" if engine.closed else "open", engine.cancelled, flush=True)
 """
 
 
+@pytest.mark.slow
 def test_told_to_stop_it_finishes_what_runs():
     root = Path(__file__).parents[2]
     code = SERVER.format(paths=[str(Path(__file__).parent), str(root)])

@@ -82,6 +82,7 @@ def test_bad_labels_and_quads_are_not_written() -> None:
 # ---------------------------------------------------------------------- reading
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     items=st.lists(

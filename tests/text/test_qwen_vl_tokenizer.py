@@ -99,6 +99,7 @@ def test_reduced_is_lossless(small_v1: Tokenizer, text: str) -> None:
     assert small_v1.decode(small_v1.encode(text)) == unicodedata.normalize("NFC", text)
 
 
+@pytest.mark.slow
 def test_reduced_has_qwen_vls_specials(small_v1: Tokenizer, v1: Tokenizer) -> None:
     ordinary = small_v1.vocab_size - 217
     assert ordinary < 600
@@ -119,6 +120,7 @@ def same_ids(one: Tokenizer, two: Tokenizer) -> None:
     assert one.encode(TEXT, markup=True) == two.encode(TEXT, markup=True)
 
 
+@pytest.mark.slow
 def test_folder_round_trip(v1: Tokenizer, small_v1: Tokenizer, tmp_path: Path) -> None:
     """The published file byte for byte; its class puts special tokens right behind, so a reduced one works as well."""
     v1.save(tmp_path / "full")

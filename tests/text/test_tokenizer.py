@@ -221,6 +221,7 @@ def test_reduced_cuts_its_texts_as_the_full_vocabulary_does(full: Tokenizer, tex
     assert 768 + 14 < tokenizer.vocab_size < 1000  # 256 bytes + 512 ranks + what the texts need + specials
 
 
+@pytest.mark.slow
 def test_reduced_ids_are_in_rank_order_and_do_not_depend_on_text_order(full: Tokenizer, texts: list[str]) -> None:
     one, two = Tokenizer.reduced(texts, 100), Tokenizer.reduced(iter(texts[::-1]), 100)
     tokens = list(one.ordinary_tokens())
@@ -250,6 +251,7 @@ def same_ids(one: Tokenizer, two: Tokenizer) -> None:
         assert one.decode(one.encode(text)) == two.decode(two.encode(text))
 
 
+@pytest.mark.slow
 def test_save_and_from_folder(full: Tokenizer, small: Tokenizer, saved: Path, tmp_path: Path) -> None:
     same_ids(full, Tokenizer.from_folder(saved))
     small.save(tmp_path / "new" / "folder")
@@ -269,6 +271,7 @@ def test_saved_file_has_the_official_shape(saved: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_reads_the_official_spelling_of_the_file(full: Tokenizer, saved: Path, tmp_path: Path) -> None:
     """Official folders write merges as "a b" strings, and a post-processor that adds nothing."""
     content = json.loads((saved / "tokenizer.json").read_text(encoding="utf-8"))

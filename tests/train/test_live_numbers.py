@@ -33,6 +33,7 @@ def rows(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_log_says_what_was_computed_how_fast_and_with_how_much(tmp_path, caplog) -> None:
     trainer, model = saving_jobs.trainer(recipe(tmp_path))
     with caplog.at_level(logging.INFO, "qvl"):
@@ -124,6 +125,7 @@ def iter_packs(trainer: Trainer):
     return packs(ranks_jobs.Even(), trainer.processor, PackLimits(TOKENS, 4096), "raw")
 
 
+@pytest.mark.slow
 def test_a_trace_of_a_few_steps(tmp_path, caplog) -> None:
     trainer, _ = saving_jobs.trainer(recipe(tmp_path, profile_steps=1))
     with caplog.at_level(logging.INFO, "qvl"):

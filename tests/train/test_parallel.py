@@ -41,7 +41,7 @@ FOUR = {
 }
 
 EVEN = TrainConfig(
-    run="",
+    run="unused",
     stages=(
         StageConfig(
             name="one",

@@ -60,6 +60,7 @@ def test_a_picture() -> None:
     assert (first.seen_hw, first.tokens, first.patches, first.positions) == ((448, 448), 258, 1024, 258)
 
 
+@pytest.mark.slow
 def test_lines_that_training_leaves_out_are_not_planned_for(tmp_path) -> None:
     good = {"conversations": [{"from": "human", "value": "a dog?"}, {"from": "gpt", "value": "a cat"}]}
     (tmp_path / "x.jsonl").write_text(json.dumps(good) + "\nbroken\n")
@@ -73,6 +74,7 @@ def test_lines_that_training_leaves_out_are_not_planned_for(tmp_path) -> None:
         mix_of(UserSource(files, 0), processor, STAGE, looks=2)
 
 
+@pytest.mark.slow
 def test_a_clip_costs_what_its_moments_cost(tmp_path) -> None:
     """Six frames of 56 x 84 pixels are three moments of 2 x 3 tokens; a plan that saw a picture let far too many in."""
     frame = tmp_path / "frame.png"
@@ -102,6 +104,7 @@ def test_keys_and_values() -> None:
     assert cache_bytes(preset("qwen2-vl-7b"), 1) == 57_344
 
 
+@pytest.mark.slow
 def test_what_fits() -> None:
     plan = planned()
     assert plan.problem == ""
@@ -116,6 +119,7 @@ def test_what_fits() -> None:
     assert eight.seconds == pytest.approx(16 * plan.flops.total / 8 / 0.5e12)
 
 
+@pytest.mark.slow
 def test_a_pack_that_is_too_large() -> None:
     stage = replace(STAGE, tokens_per_pack=20_000, patches_per_pack=1 << 18)
     plan = planned(MEMORY, stage)
@@ -133,6 +137,7 @@ def test_a_pack_that_is_too_large() -> None:
     assert sum(again.memory.activations.values()) < 0.4 * sum(plan.memory.activations.values())
 
 
+@pytest.mark.slow
 def test_without_the_copy_for_saved_states() -> None:
     plan = planned()
     almost = int((plan.memory.peak - plan.memory.copy // 2) / 0.9)
@@ -141,6 +146,7 @@ def test_without_the_copy_for_saved_states() -> None:
     assert (without.problem, without.memory.copy) == ("", 0)
 
 
+@pytest.mark.slow
 def test_a_picture_that_is_too_large() -> None:
     stage = replace(STAGE, tokens_per_pack=60_000, patches_per_pack=1 << 18)
     mix = replace(MIX, hws=((3000, 4000),))
@@ -151,6 +157,7 @@ def test_a_picture_that_is_too_large() -> None:
     assert planned(MEMORY, less, PixelBudget(max_pixels=plan.largest_pixels), mix).problem == ""
 
 
+@pytest.mark.slow
 def test_a_picture_that_no_pack_holds() -> None:
     mix = replace(MIX, hws=((3000, 4000),))
     plan = planned(mix=mix)
@@ -161,6 +168,7 @@ def test_a_picture_that_no_pack_holds() -> None:
     assert (square.problem, square.largest_pixels) == ("", 0)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_too_large() -> None:
     plan = planned(24 * MB)
     lasting = gib(plan.memory.lasting)
@@ -173,6 +181,7 @@ def test_a_model_that_is_too_large() -> None:
     assert adapters.memory.lasting < 0.5 * plan.memory.lasting
 
 
+@pytest.mark.slow
 def test_pieces_on_several_devices() -> None:
     stage = replace(STAGE, accumulate=4)
     whole = planned(stage=stage, count=4)
@@ -189,6 +198,7 @@ def test_pieces_on_several_devices() -> None:
     )
 
 
+@pytest.mark.slow
 def test_one_pack_on_several_devices() -> None:
     one, two = planned(), planned(count=2, parallel=ParallelConfig(tensor=2))
     blocks = sum(one.memory.parameters.values()) - 4 * 256 * 3  # nearly everything is cut
@@ -213,6 +223,7 @@ def test_stages_before_there_are_pictures_to_talk_about(objective: str) -> None:
     assert (plan.memory.activations["text"] > 4 * MB) == (objective == "told")
 
 
+@pytest.mark.slow
 def test_bfloat16_and_muon() -> None:
     plain, half = planned(), planned(precision="bfloat16")
     assert half.memory.copies > 0

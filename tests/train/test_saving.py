@@ -119,6 +119,7 @@ def test_a_killed_rank_then_resumed_on_one_two_and_four(tmp_path, whole) -> None
         ).abs().max() < 2e-3  # measured 5e-4: Muon may iterate in bfloat16
 
 
+@pytest.mark.slow
 def test_training_goes_on_while_a_consistent_copy_is_written(tmp_path, monkeypatch, whole) -> None:
     """The first write begins only after two more steps have changed everything."""
     trainer, _ = saving_jobs.trainer(recipe(tmp_path))
@@ -237,6 +238,7 @@ def test_a_state_of_another_model_is_refused(tmp_path) -> None:
         load_into(newest(tmp_path), other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside", [True, False])
 def test_a_full_disk_loses_nothing(tmp_path, caplog, whole, beside: bool) -> None:
     """No file may grow beyond 60 kB: training goes on, says so, fails at the end, and goes on from the last state."""
@@ -296,6 +298,7 @@ def test_sigterm_waits_for_the_write_and_saves(tmp_path, whole, monkeypatch) -> 
     assert torch.equal(alone(tmp_path), whole[1])
 
 
+@pytest.mark.slow
 def test_export_reads_while_training_writes(tmp_path) -> None:
     """With one state kept, what is being read is removed again and again."""
     trainer, model = saving_jobs.trainer(recipe(tmp_path, keep=1, steps=25, save_in_background=False))

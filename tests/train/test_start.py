@@ -71,6 +71,7 @@ def test_a_picture_begins_as_long_as_words(parts: PartsConfig, tmp_path: Path) -
     assert 0.5 < seen / built.model.embed.weight.norm(dim=1).mean() < 2
 
 
+@pytest.mark.slow
 def test_train_save_go_on_and_ask(parts: PartsConfig, tmp_path: Path) -> None:
     config = recipe(parts, tmp_path / "run")
     done = train_run(config)
@@ -88,6 +89,7 @@ def test_train_save_go_on_and_ask(parts: PartsConfig, tmp_path: Path) -> None:
     assert reply.usage.completion_tokens >= 1
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_without_its_parts(parts: PartsConfig, tmp_path: Path) -> None:
     config = recipe(parts, tmp_path / "run")
     done = train_run(config)

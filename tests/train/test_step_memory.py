@@ -98,6 +98,7 @@ def kept_by_autograd(model: VisionLanguageModel, batch: Batch, *, bfloat16: bool
     return sum(x.untyped_storage().nbytes() for x in held.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trains", PARTS, ids=" ".join)
 @pytest.mark.parametrize("config", [RELEASED, TABLE, FIRST], ids=["rope", "table", "first-generation"])
 def test_kept_for_backward(config: Qwen2VLConfig | QwenVLConfig, trains: tuple[Part, ...]) -> None:
@@ -144,6 +145,7 @@ def test_peaks_against_the_allocators_account(how: Literal["none", "selective", 
     assert found.peaks["backward pass"] - there == pytest.approx(kept + backward, abs=32_000)
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_half_and_copies_of_the_weights() -> None:
     model = build_model(RELEASED).train()
     real = kept_by_autograd(model, real_batch(pack_for(RELEASED), model), bfloat16=True)
@@ -171,6 +173,7 @@ def test_parameters_gradients_and_optimizer(name: str) -> None:
     assert sum(found.optimizer.values()) == sum(s.nbytes for s in states)
 
 
+@pytest.mark.slow
 def test_adapters_and_frozen_names() -> None:
     def adapted() -> VisionLanguageModel:
         model = build_model(RELEASED)
@@ -186,6 +189,7 @@ def test_adapters_and_frozen_names() -> None:
     assert held.gradients["text"] == whole.gradients["text"] - 4 * 300 * 96
 
 
+@pytest.mark.slow
 def test_the_copy_for_a_saved_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the saver really copies: weights that some stage trains, and the states of this stage's optimizers."""
     stages = tuple(
@@ -216,6 +220,7 @@ def test_the_copy_for_a_saved_state(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert counted(RELEASED, **options, writers=4).copy == real // 4  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_more_packs_and_more_tokens_take_more() -> None:
     one, four = counted(RELEASED), counted(RELEASED, accumulate=4)
     grown = one.peaks["forward pass"] + sum(one.gradients.values())

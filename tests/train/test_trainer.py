@@ -68,6 +68,7 @@ def test_epochs_that_are_over_at_once_are_told(tmp_path, model, processor, caplo
     assert re.search(r"stage0: 2 epochs took \d steps, too few to learn from; lower tokens_per_pack", caplog.text)
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, model, processor) -> None:
     start = {k: v.clone() for k, v in model.state_dict().items()}
     Trainer(recipe(tmp_path / "whole"), model, processor, Source).fit()
@@ -185,6 +186,7 @@ def test_match_trains_vision_only(tmp_path, model, processor) -> None:
     assert {r["task_loss"]["match"] > 0 for r in rows(tmp_path)} == {True}
 
 
+@pytest.mark.slow
 def test_learning_happens(tmp_path, model, processor) -> None:
     fast = replace(OPTIM, lr=2e-2, muon_lr=1e-2)
     Trainer(recipe(tmp_path, (25,), optim=fast), model, processor, Source).fit()
@@ -223,6 +225,7 @@ def test_a_stage_gets_what_it_needs_at_least(tmp_path, minutes: float, expected:
     assert [stage_seconds(timed, i) for i in range(3)] == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_a_stage_may_be_counted_in_minutes(tmp_path, model, processor) -> None:
     config = replace(recipe(tmp_path, (0, 0)), minutes=0.02)
     assert [stage_seconds(config, i) for i in (0, 1)] == pytest.approx([0.6, 0.6])
