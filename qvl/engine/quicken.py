@@ -71,7 +71,7 @@ def quicken(model: VisionLanguageModel, quantize: Quantize | None = None) -> Non
         return
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear or type(module) is FusedLinear:
-            _put(model, name, NativeLinear(module, wide=name == "head"))
+            _put(model, name, NativeLinear(module, wide=name == "head", many=name.startswith("visual.")))
     room = Workspace()
     for name, module in list(model.named_modules()):
         if type(module) is DecoderLayer:

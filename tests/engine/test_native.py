@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -58,11 +58,29 @@ def test_products(shape: tuple[int, int, int]) -> None:
             assert torch.equal(ops.linear(x_TI[:few], weight, bias_O, wide=True), out[:few])
 
 
-def test_rows_with_a_stride_and_no_rows() -> None:
+@pytest.mark.parametrize("shape", [*_SHAPES, (16, 8, 2), (47, 9, 1280), (49, 16, 34), (97, 3, 63)])
+def test_products_of_many_rows(shape: tuple[int, int, int]) -> None:
+    rows, outputs, inputs = shape
+    x_TI, weight_OI = torch.randn(rows, inputs).bfloat16(), torch.randn(outputs, inputs).bfloat16()
+    for bias_O in (None, torch.randn(outputs).bfloat16()):
+        exact = F.linear(x_TI.double(), weight_OI.double(), None if bias_O is None else bias_O.double())
+        out = ops.linear_many(x_TI, weight_OI, bias_O)
+        # the result's rounding to bfloat16: half a step, 2^-9 of the number itself, beside sums that nearly cancel
+        torch.testing.assert_close(out.double(), exact, rtol=2**-8, atol=2e-6 * float(exact.abs().max()))
+        for few in (1, 2, 5, 16, 17, 33, 48):
+            assert torch.equal(ops.linear_many(x_TI[-few:], weight_OI, bias_O), out[-few:])
+
+
+@pytest.mark.parametrize("linear", [ops.linear, ops.linear_many])
+def test_rows_with_a_stride_and_no_rows(linear: Callable[..., torch.Tensor]) -> None:
     wide_TX, weight = torch.randn(6, 200).bfloat16(), torch.randn(12, 96).bfloat16()
     part = wide_TX[:, 40:136]
-    assert torch.equal(ops.linear(part, weight), ops.linear(part.contiguous(), weight))
-    assert ops.linear(wide_TX[:0, :96], weight).shape == (0, 12)
+    assert torch.equal(linear(part, weight), linear(part.contiguous(), weight))
+    assert linear(wide_TX[:0, :96], weight).shape == (0, 12)
+    room = torch.full((7, 12), 3.0).bfloat16()
+    linear(part, weight, out=room[:6])
+    assert torch.equal(room[:6], linear(part, weight))
+    assert torch.equal(room[6], torch.full((12,), 3.0).bfloat16())
 
 
 @pytest.mark.parametrize("width", [16, 72, 1536])

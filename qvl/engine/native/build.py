@@ -47,6 +47,7 @@ _I, _P, _F = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
 _INT = ctypes.c_int
 _SIGNATURES: dict[str, list[type]] = {
     "qvl_linear": [_INT, _P, _I, _I, _P, _P, _P, _I, _P, _P, _I, _INT, _I, _I, _INT],
+    "qvl_linear_many": [_P, _I, _I, _P, _P, _P, _I, _I, _INT],
     "qvl_write_pages": [_P, _I, _I, _P, _P, _P, _I, _I, _I, _I, _I, _INT],
     "qvl_attend_pages": [_P, _I, _I, _P, _I, _P, _I, _P, _P, _P, _P, _I, _I, _I, _INT],
     "qvl_attend_segments": [_P, _P, _P, _I, _P, _I, _P, _I, _I, _P, _INT],

@@ -18,6 +18,10 @@
 #include "avx2.h"
 #endif
 
+// Weights that come next are called for into the second cache: the first has room for few lines under way, and those
+// wanted at once would wait behind them.
+constexpr auto kAhead = _MM_HINT_T1;
+
 struct Free {
   void operator()(void* p) const { std::free(p); }
 };

@@ -44,6 +44,7 @@ inline __m256 high(__m256i v) { return (__m256)_mm256_unpackhi_epi16(_mm256_setz
 
 struct Bf16 {
   static constexpr int kBlock = 16;
+  static constexpr auto kHint = kAhead;
   static constexpr int kFew = 1;  // rows of x up to which widening in registers is faster than in a panel
   const bf16* row;
 
@@ -71,6 +72,7 @@ struct Bf16 {
 // integer moved to the upper end of 32 bits is 2^24 times as large, which the scale of its row makes up for.
 struct Int8 {
   static constexpr int kBlock = 64;
+  static constexpr auto kHint = kAhead;
   static constexpr int kFew = 3;
   static constexpr float kTooLarge = 1 << 24;
   const uint8_t* row;
@@ -135,6 +137,7 @@ struct Table {
 template <int kGroup>
 struct Int4 {
   static constexpr int kBlock = 128;
+  static constexpr auto kHint = _MM_HINT_T0;  // a quarter faster here than kAhead
   static constexpr int kFew = 3;
   static constexpr int kTables = kBlock / kGroup;  // of a block
   const Tables& tables = Tables::get();
@@ -203,7 +206,7 @@ void tile(const float* x, const W (&w)[4], int64_t first, int64_t count, int64_t
     for (int j = 0; j < 4; j++) acc[i][j][0] = acc[i][j][1] = _mm256_setzero_ps();
   walk<W>(first, count, [&](int64_t at, auto&& widen) {
     for (int j = 0; j < 4; j++) {
-      _mm_prefetch((const char*)w[j].at((first + at) / W::kBlock) + ahead, _MM_HINT_T0);
+      _mm_prefetch((const char*)w[j].at((first + at) / W::kBlock) + ahead, W::kHint);
       widen(w[j], [&](int v, __m256 b) {
         for (int i = 0; i < MR; i++) {
           __m256 a = _mm256_load_ps(x + i * kRow + v % 2 * kHalf + at / 2 + v / 2 * 8);
@@ -230,7 +233,7 @@ struct Bf16Rows {
   inline __m256 get(int v, int j, int64_t at) const {
     const bf16* from = rows[j] + 2 * at;
     if (v == 1) return high(load32(from));
-    _mm_prefetch((const char*)(from + ahead), _MM_HINT_T0);
+    _mm_prefetch((const char*)(from + ahead), kAhead);
     return low(load32(from));
   }
 };
@@ -328,7 +331,7 @@ struct Four {
       W own = row<W>(i);
       float* to = room.panel.get() + i * kRow;
       walk<W>(first, part, [&](int64_t at, auto&& widen) {
-        _mm_prefetch((const char*)own.at((first + at) / W::kBlock) + 4 * w.row_bytes, _MM_HINT_T0);
+        _mm_prefetch((const char*)own.at((first + at) / W::kBlock) + 4 * w.row_bytes, W::kHint);
         widen(own, [&](int v, __m256 b) { _mm256_store_ps(to + v % 2 * kHalf + at / 2 + v / 2 * 8, b); });
       });
     }
@@ -404,4 +407,10 @@ extern "C" void qvl_linear(int kind, const bf16* x, int64_t x_stride, int64_t ro
   if (kind == kInt4 && group == 32) run<Int4<32>>(x, x_stride, rows, w, to, threads);
   if (kind == kInt4 && group == 64) run<Int4<64>>(x, x_stride, rows, w, to, threads);
   if (kind == kInt4 && group == 128) run<Int4<128>>(x, x_stride, rows, w, to, threads);
+}
+
+// There is no better way for many rows of x.
+extern "C" void qvl_linear_many(const bf16* x, int64_t x_stride, int64_t rows, const bf16* w, const bf16* bias,
+                                bf16* out, int64_t n, int64_t k, int threads) {
+  qvl_linear(kBf16, x, x_stride, rows, w, nullptr, nullptr, 0, bias, out, n, 0, n, k, threads);
 }

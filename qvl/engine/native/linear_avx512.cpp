@@ -1,9 +1,9 @@
 // out[m, n] = scale[n] * sum over k of x[m, k] * w[n, k] (+ bias[n]): weights as bfloat16, 8 or 4 bit integers.
 //
 // Weights stay as they lie in the model, one output after the other. A tile is up to six rows of x against four rows of
-// w; each of its sums is one vector of 16 partial sums that takes 32 products at a time, first to last, whatever the
-// tile. With few rows of x this reads the weights once, at the speed of memory; with many the tiles keep both operands
-// near the processor.
+// w, or up to twelve against fewer; each of its sums is one vector of 16 partial sums that takes 32 products at a time,
+// first to last, whatever the tile. With few rows of x this reads the weights once, at the speed of memory; with many
+// the tiles keep both operands near the processor.
 //
 // Integers become bfloat16 on the way: in registers while there are few rows of x, into a buffer once for all rows
 // otherwise. Either way the products are the same.
@@ -14,7 +14,8 @@
 
 namespace {
 
-constexpr int kRows = 6;            // of x in a tile
+constexpr int kRows = 6;            // of x in a tile of four outputs
+constexpr int kMostRows = 12;       // of x in any tile
 constexpr int kFewRows = 8;         // of x that integers are ever unpacked for in registers
 constexpr int kStreamRows = 24;     // of x up to which weights come from memory faster than they are used
 constexpr int64_t kNear = 1 << 20;  // bytes of bfloat16 weights that all rows of x meet before the next ones do
@@ -115,39 +116,46 @@ struct Output {
   }
 };
 
-template <int MR>
-inline void finish(const __m512 (&acc)[MR][4], const Output& to, int64_t m, int64_t n, int count) {
-  for (int i = 0; i < MR; i++) to.put(m + i, n, count, sum4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]));
+template <int MR, int NW>
+inline void finish(const __m512 (&acc)[MR][NW], const Output& to, int64_t m, int64_t n, int count) {
+  for (int i = 0; i < MR; i++) {
+    const __m512* a = acc[i];
+    to.put(m + i, n, count, sum4(a[0], a[1 % NW], a[2 % NW], a[3 % NW]));
+  }
 }
 
-// With Ahead, the next four rows of w are called for meanwhile.
+// Outputs of a tile: as many as leave room in the registers for sums, weights and a row of x.
+constexpr int outputs_beside(int rows) { return rows <= kRows ? 4 : rows <= 8 ? 3 : 2; }
+
+// With Ahead, the next rows of w are called for meanwhile.
 template <int MR, bool Ahead>
-void tile(const bf16* x, int64_t x_stride, const bf16* const (&w)[4], int64_t k, const Output& to, int64_t m, int64_t n,
+void tile(const bf16* x, int64_t x_stride, const bf16* const* w, int64_t k, const Output& to, int64_t m, int64_t n,
           int count) {
-  __m512 acc[MR][4];
+  constexpr int NW = outputs_beside(MR);
+  __m512 acc[MR][NW];
   for (int i = 0; i < MR; i++)
-    for (int j = 0; j < 4; j++) acc[i][j] = _mm512_setzero_ps();
+    for (int j = 0; j < NW; j++) acc[i][j] = _mm512_setzero_ps();
   int64_t at = 0;
   for (; at + 32 <= k; at += 32) {
-    __m512bh b[4];
-    for (int j = 0; j < 4; j++) {
+    __m512bh b[NW];
+    for (int j = 0; j < NW; j++) {
       b[j] = load(w[j] + at);
-      if (Ahead) _mm_prefetch((const char*)(w[j] + 4 * k + at), _MM_HINT_T0);
+      if (Ahead) _mm_prefetch((const char*)(w[j] + NW * k + at), kAhead);
     }
     for (int i = 0; i < MR; i++) {
       __m512bh a = load(x + i * x_stride + at);
-      for (int j = 0; j < 4; j++) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], a, b[j]);
+      for (int j = 0; j < NW; j++) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], a, b[j]);
     }
   }
   if (int rest = (int)(k - at)) {
-    __m512bh b[4];
-    for (int j = 0; j < 4; j++) b[j] = load_first(w[j] + at, rest);
+    __m512bh b[NW];
+    for (int j = 0; j < NW; j++) b[j] = load_first(w[j] + at, rest);
     for (int i = 0; i < MR; i++) {
       __m512bh a = load_first(x + i * x_stride + at, rest);
-      for (int j = 0; j < 4; j++) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], a, b[j]);
+      for (int j = 0; j < NW; j++) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], a, b[j]);
     }
   }
-  finish<MR>(acc, to, m, n, count);
+  finish<MR, NW>(acc, to, m, n, count);
 }
 
 // Up to four rows of x against four of w, up to eight against two: what fits into the registers.
@@ -156,19 +164,19 @@ void tile_packed(const bf16* x, int64_t x_stride, const uint8_t* const (&w)[4], 
                  const Int& integer, int64_t k, int64_t ahead, const Output& to, int64_t n, int count) {
   constexpr int NW = MR <= 4 ? 4 : 2;
   for (int first = 0; first < count; first += NW) {
-    __m512 acc[MR][4];
+    __m512 acc[MR][NW];
     for (int i = 0; i < MR; i++)
-      for (int j = 0; j < 4; j++) acc[i][j] = _mm512_setzero_ps();
+      for (int j = 0; j < NW; j++) acc[i][j] = _mm512_setzero_ps();
     for (int64_t block = 0; block < k / Int::kBlock; block++)
       for (int j = 0; j < NW; j++) {
         __m512bh b[Int::kParts];
-        _mm_prefetch((const char*)(w[first + j] + 64 * block + ahead), _MM_HINT_T0);
+        _mm_prefetch((const char*)(w[first + j] + 64 * block + ahead), kAhead);
         integer.unpack(w[first + j], scales[first + j], block, b);
         for (int i = 0; i < MR; i++)
           for (int part = 0; part < Int::kParts; part++)
             acc[i][j] = _mm512_dpbf16_ps(acc[i][j], load(x + i * x_stride + block * Int::kBlock + 32 * part), b[part]);
       }
-    finish<MR>(acc, to, 0, n + first, std::min(NW, count - first));
+    finish<MR, NW>(acc, to, 0, n + first, std::min(NW, count - first));
   }
 }
 
@@ -184,33 +192,36 @@ inline void by_rows(int64_t rows, F&& f) {
     case 5: f(std::integral_constant<int, 5>()); break;
     case 6: f(std::integral_constant<int, 6>()); break;
     case 7: f(std::integral_constant<int, 7>()); break;
-    default: f(std::integral_constant<int, kFewRows>());
+    case 8: f(std::integral_constant<int, 8>()); break;
+    case 9: f(std::integral_constant<int, 9>()); break;
+    case 10: f(std::integral_constant<int, 10>()); break;
+    case 11: f(std::integral_constant<int, 11>()); break;
+    default: f(std::integral_constant<int, kMostRows>());
   }
 }
 
 // w: `count` rows of bfloat16, outputs n0 ...
 void rows_against(const bf16* x, int64_t x_stride, int64_t rows, const bf16* w, int64_t k, const Output& to, int64_t n0,
                   int64_t count, bool stream) {
-  int64_t tiles = (rows + kRows - 1) / kRows, step = (rows + tiles - 1) / tiles;
+  int64_t most = rows <= kStreamRows ? kMostRows : kRows;
+  int64_t tiles = (rows + most - 1) / most, step = (rows + tiles - 1) / tiles, wide = outputs_beside((int)step);
   auto one = [&](int64_t m, int64_t j, bool ahead) {
-    const bf16* four[4];
-    for (int i = 0; i < 4; i++) four[i] = w + std::min(j + i, count - 1) * k;
-    int wanted = (int)std::min<int64_t>(4, count - j);
+    const bf16* own[4];
+    for (int i = 0; i < 4; i++) own[i] = w + std::min(j + i, count - 1) * k;
+    int wanted = (int)std::min(wide, count - j);
     by_rows(std::min(step, rows - m), [&](auto mr) {
-      if constexpr (mr.value <= kRows) {
-        if (ahead)
-          tile<mr.value, true>(x + m * x_stride, x_stride, four, k, to, m, n0 + j, wanted);
-        else
-          tile<mr.value, false>(x + m * x_stride, x_stride, four, k, to, m, n0 + j, wanted);
-      }
+      if (ahead)
+        tile<mr.value, true>(x + m * x_stride, x_stride, own, k, to, m, n0 + j, wanted);
+      else
+        tile<mr.value, false>(x + m * x_stride, x_stride, own, k, to, m, n0 + j, wanted);
     });
   };
   if (rows <= kStreamRows) {
-    for (int64_t j = 0; j < count; j += 4)
+    for (int64_t j = 0; j < count; j += wide)
       for (int64_t m = 0; m < rows; m += step) one(m, j, stream && m == 0);
   } else {
     for (int64_t m = 0; m < rows; m += step)
-      for (int64_t j = 0; j < count; j += 4) one(m, j, false);
+      for (int64_t j = 0; j < count; j += wide) one(m, j, false);
   }
 }
 
@@ -225,7 +236,7 @@ void run_bf16(const bf16* x, int64_t x_stride, int64_t rows, const Weights& w, c
 template <typename Int>
 void run_packed(const bf16* x, int64_t x_stride, int64_t rows, const Weights& w, const Output& to, int threads) {
   bool few = rows <= Int::kFew;
-  int64_t block = few ? 64 : rows <= kStreamRows ? 4 : std::max<int64_t>(4, std::min<int64_t>(96, kNear / (4 * w.k))) / 4 * 4;
+  int64_t block = few ? 64 : rows <= kStreamRows ? 12 : std::max<int64_t>(4, std::min<int64_t>(96, kNear / (4 * w.k))) / 4 * 4;
   int64_t per_row = w.scales ? w.k / w.group : 0;
 #pragma omp parallel num_threads(threads)
   {
@@ -238,7 +249,7 @@ void run_packed(const bf16* x, int64_t x_stride, int64_t rows, const Weights& w,
         for (int64_t j = 0; j < count; j++) {
           const uint8_t* row = w.rows + (n0 + j) * w.row_bytes;
           for (int64_t b = 0; b < w.k / Int::kBlock; b++) {
-            _mm_prefetch((const char*)(row + 64 * b + 4 * w.row_bytes), _MM_HINT_T0);
+            _mm_prefetch((const char*)(row + 64 * b + 4 * w.row_bytes), kAhead);
             integer.unpack(row, w.scales + (n0 + j) * per_row, b,
                            (__m512bh*)(buffer.get() + j * w.k + b * Int::kBlock));
           }
@@ -264,6 +275,114 @@ void run_packed(const bf16* x, int64_t x_stride, int64_t rows, const Weights& w,
   }
 }
 
+// ---------------------------------------------------------------- many rows of x
+
+// Rows of x stand across here, in cells of 16: [k / 2][16 rows][2], against pairs of weights. So a sum is one number from
+// the first pair to the last, and there is nothing to add up across a vector at the end.
+
+constexpr int kAcross = 3;     // cells in a tile
+constexpr int kAgainst = 8;    // outputs in a tile
+constexpr int kCellRows = 16;
+
+inline void put_cell(bf16* cell, const bf16* x, int64_t x_stride, int64_t rows, int64_t k) {
+  int32_t* to = (int32_t*)cell;
+  for (int r = 0; r < kCellRows; r++) {
+    const bf16* row = x + r * x_stride;
+    if (r < rows)
+      for (int64_t p = 0; p < k / 2; p++) __builtin_memcpy(to + p * kCellRows + r, row + 2 * p, 4);
+    else
+      for (int64_t p = 0; p < k / 2; p++) to[p * kCellRows + r] = 0;
+  }
+}
+
+// Two outputs of 16 rows each, rounded, side by side.
+inline __m512i beside(__m512 low, __m512 high) {
+  __m512i l = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(low));
+  __m512i h = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(high));
+  return _mm512_or_si512(l, _mm512_slli_epi32(h, 16));
+}
+
+template <int Lane>
+inline void put_row(bf16* out, int64_t stride, __m512i rows, int row, int64_t count, __mmask8 wanted) {
+  if (row < count) _mm_mask_storeu_epi16(out + row * stride, wanted, _mm512_extracti32x4_epi32(rows, Lane));
+}
+
+// `acc`: eight outputs of 16 rows, of which `count` are wanted.
+inline void put_across(const __m512* acc, const bf16* bias, bf16* out, int64_t stride, int64_t count, int outputs) {
+  __mmask8 wanted = (1 << outputs) - 1;
+  __m512 sums[kAgainst];
+  for (int j = 0; j < kAgainst; j++)
+    sums[j] = bias && j < outputs ? _mm512_add_ps(acc[j], _mm512_set1_ps(widen1(bias[j]))) : acc[j];
+  __m512i p0 = beside(sums[0], sums[1]), p1 = beside(sums[2], sums[3]);
+  __m512i p2 = beside(sums[4], sums[5]), p3 = beside(sums[6], sums[7]);
+  __m512i a = _mm512_unpacklo_epi32(p0, p1), b = _mm512_unpackhi_epi32(p0, p1);
+  __m512i c = _mm512_unpacklo_epi32(p2, p3), d = _mm512_unpackhi_epi32(p2, p3);
+  const __m512i rows[4] = {_mm512_unpacklo_epi64(a, c), _mm512_unpackhi_epi64(a, c), _mm512_unpacklo_epi64(b, d),
+                           _mm512_unpackhi_epi64(b, d)};
+  for (int i = 0; i < 4; i++) {  // lane L of vector i is row 4 L + i
+    put_row<0>(out, stride, rows[i], i, count, wanted);
+    put_row<1>(out, stride, rows[i], 4 + i, count, wanted);
+    put_row<2>(out, stride, rows[i], 8 + i, count, wanted);
+    put_row<3>(out, stride, rows[i], 12 + i, count, wanted);
+  }
+}
+
+template <int NC>
+void tile_across(const bf16* cells, const bf16* const (&w)[kAgainst], int64_t k, const bf16* bias, bf16* out,
+                 int64_t stride, int64_t rows, int outputs) {
+  __m512 acc[NC][kAgainst];
+  for (int c = 0; c < NC; c++)
+    for (int j = 0; j < kAgainst; j++) acc[c][j] = _mm512_setzero_ps();
+  for (int64_t at = 0; at < k; at += 2) {
+    if (at % 32 == 0)
+      for (int j = 0; j < kAgainst; j++) _mm_prefetch((const char*)(w[j] + kAgainst * k + at), _MM_HINT_T0);
+    __m512bh x[NC];
+    for (int c = 0; c < NC; c++) x[c] = load(cells + (c * k / 2 + at / 2) * 2 * kCellRows);
+    for (int j = 0; j < kAgainst; j++) {
+      int pair;
+      __builtin_memcpy(&pair, w[j] + at, 4);
+      __m512bh b = (__m512bh)_mm512_set1_epi32(pair);
+      for (int c = 0; c < NC; c++) acc[c][j] = _mm512_dpbf16_ps(acc[c][j], x[c], b);
+    }
+  }
+  for (int c = 0; c < NC; c++)
+    put_across(acc[c], bias, out + c * kCellRows * stride, stride, rows - c * kCellRows, outputs);
+}
+
+void run_across(const bf16* x, int64_t x_stride, int64_t rows, const bf16* w, const bf16* bias, bf16* out, int64_t n,
+                int64_t k, int threads) {
+  constexpr int64_t kBlock = kAcross * kCellRows;
+  int64_t blocks = (rows + kBlock - 1) / kBlock, parts = std::max<int64_t>(1, 4 * threads / blocks);
+  int64_t part = ((n + parts - 1) / parts + kAgainst - 1) / kAgainst * kAgainst;
+#pragma omp parallel num_threads(threads)
+  {
+    Buffer<bf16> cells = make_buffer<bf16>(kBlock * k);
+    int64_t held = -1;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < blocks * parts; task++) {
+      int64_t block = task / parts, m = block * kBlock, count = std::min(kBlock, rows - m);
+      int64_t n0 = task % parts * part, end = std::min(n, n0 + part), across = (count + kCellRows - 1) / kCellRows;
+      if (held != block)
+        for (int64_t c = 0; c < across; c++)
+          put_cell(cells.get() + c * kCellRows * k, x + (m + c * kCellRows) * x_stride, x_stride, count - c * kCellRows,
+                   k);
+      held = block;
+      for (int64_t j = n0; j < end; j += kAgainst) {
+        const bf16* own[kAgainst];
+        for (int i = 0; i < kAgainst; i++) own[i] = w + std::min(j + i, n - 1) * k;
+        int wanted = (int)std::min<int64_t>(kAgainst, n - j);
+        const bf16* b = bias ? bias + j : nullptr;
+        bf16* to = out + m * n + j;
+        switch (across) {
+          case 1: tile_across<1>(cells.get(), own, k, b, to, n, count, wanted); break;
+          case 2: tile_across<2>(cells.get(), own, k, b, to, n, count, wanted); break;
+          default: tile_across<kAcross>(cells.get(), own, k, b, to, n, count, wanted);
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 extern "C" void qvl_linear(int kind, const bf16* x, int64_t x_stride, int64_t rows, const void* weights,
@@ -275,4 +394,10 @@ extern "C" void qvl_linear(int kind, const bf16* x, int64_t x_stride, int64_t ro
   if (kind == kBf16) run_bf16(x, x_stride, rows, w, to, threads);
   if (kind == kInt8) run_packed<Int8>(x, x_stride, rows, w, to, threads);
   if (kind == kInt4) run_packed<Int4>(x, x_stride, rows, w, to, threads);
+}
+
+// The same for bfloat16 weights where there are many rows of x, as a rule; sums in another order than above.
+extern "C" void qvl_linear_many(const bf16* x, int64_t x_stride, int64_t rows, const bf16* w, const bf16* bias,
+                                bf16* out, int64_t n, int64_t k, int threads) {
+  run_across(x, x_stride, rows, w, bias, out, n, k, threads);
 }

@@ -30,19 +30,28 @@ def _plain(x: Tensor) -> bool:
 
 @final
 class NativeLinear(nn.Linear):
-    """`F.linear` by the kernel; `wide`: float32 out."""
+    """`F.linear` by the kernel.
 
-    def __init__(self, base: nn.Linear, wide: bool = False) -> None:
+    Args:
+        wide: float32 out.
+        many: for layers that always meet many rows at once (`ops.linear_many`).
+    """
+
+    def __init__(self, base: nn.Linear, *, wide: bool = False, many: bool = False) -> None:
         nn.Module.__init__(self)  # nn.Linear's own would make new parameters
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
         self.parts = base.parts if isinstance(base, FusedLinear) else None
-        self.wide = wide
+        self.wide, self.many = wide, many
 
     def forward(self, input: Tensor, out: Tensor | None = None) -> Tensor:
         if _plain(input):
             return F.linear(input, self.weight, self.bias)
-        made = ops.linear(input.flatten(0, -2), self.weight, self.bias, wide=self.wide, out=out)
+        rows = input.flatten(0, -2)
+        if self.many:
+            made = ops.linear_many(rows, self.weight, self.bias, out)
+        else:
+            made = ops.linear(rows, self.weight, self.bias, wide=self.wide, out=out)
         return made.unflatten(0, input.shape[:-1])
 
 

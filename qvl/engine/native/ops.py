@@ -69,6 +69,27 @@ def linear(
     return out_TO
 
 
+def linear_many(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """`F.linear` like `linear`, for bfloat16 weights that always meet many rows at once, such as a picture's patches.
+
+    Sums have another order than there: a layer has to keep to one of the two.
+    """
+    outputs, inputs = weight_OI.shape
+    if inputs % 2:
+        return linear(x_TI, weight_OI, bias_O, out=out)
+    x_TI = x_TI if x_TI.stride(-1) == 1 else x_TI.contiguous()
+    rows = x_TI.shape[0]
+    out_TO = empty(rows, outputs) if out is None else out
+    assert out_TO.shape == (rows, outputs), f"{tuple(out_TO.shape)} is no room for {rows} rows of {outputs}"
+    if rows:
+        bias = 0 if bias_O is None else bias_O.data_ptr()
+        _lib().qvl_linear_many(
+            x_TI.data_ptr(), x_TI.stride(0), rows, weight_OI.data_ptr(), bias, out_TO.data_ptr(), outputs, inputs,
+            torch.get_num_threads(),
+        )  # fmt: skip
+    return out_TO
+
+
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
     """As `qvl.layers.norm.RMSNorm` (its twin)."""
     x_TD = x_TD.contiguous()
