@@ -104,7 +104,9 @@ class ChunkWriter:
         return self._chunks
 
     def _told(self, part: WordPicture) -> WordPictureChunk:
-        tokens = {word: self._tokenizer.encode(f" {word}") for row in part.words for word in row}
+        # As in running text, behind a space; a digit is a token of its own and would leave the space one, too.
+        words = {word for row in part.words for word in row}
+        tokens = {word: self._tokenizer.encode(word if word.isdigit() else f" {word}") for word in words}
         ids = (tokens[w][(y + x) % len(tokens[w])] for y, row in enumerate(part.words) for x, w in enumerate(row))
         return WordPictureChunk((len(part.words), len(part.words[0])), tuple(ids))
 

@@ -93,7 +93,7 @@ def _words_as_vision(model: VisionLanguageModel, batch: Batch, place: float) -> 
     if batch.grids:
         raise ValueError(
             f"the told objective reads pictures told in words, this pack shows {len(batch.grids)} real ones: give the "
-            "stage world.medium: words and leave out tasks with pictures of their own (ocr, compare, dialogue, video)"
+            "stage world.medium: words and leave out tasks with pictures of their own (dialogue, video)"
         )
     words_MD = model.embed(batch.tokens_T[batch.vision_rows_M])
     if model.training:

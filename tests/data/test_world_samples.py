@@ -12,7 +12,7 @@ import pytest
 from qvl.data.world import World, WorldConfig
 from qvl.data.world.ocr import Ocr, find_chinese_font, line_quad
 from qvl.text.grounding import parse_grounding
-from qvl.text.messages import Image, Text, Video, parse_messages
+from qvl.text.messages import Image, Text, Video, WordPicture, parse_messages
 from qvl.text.tokenizer import Tokenizer
 
 ALL = dict.fromkeys(World.tasks, 1.0)
@@ -228,27 +228,63 @@ def test_ocr_answers_hold_the_lines_and_their_quads():
             assert np.abs(np.asarray(g.quads_1000[0]) - expected).max() <= 1.0
 
 
-def test_a_written_name_is_told_where_it_is_written():
-    world = World(WorldConfig(medium="both", turns=1, gradients=0.0))
-    named = 0
-    for index in range(30):
+@pytest.mark.parametrize("medium", ["both", "words"])
+def test_what_is_written_is_told_where_it_is_written(medium):
+    world = World(WorldConfig(medium=medium, turns=1, gradients=0.0, text_size=(0.3, 0.5), text_lines=2))
+    named = numbered = 0
+    for index in range(40):
         sample = world.sample("train", index, "ocr")
-        words = sample.messages[0].parts[1].words
+        parts = sample.messages[0].parts
+        assert [type(part) for part in parts[:-1]] == [Image, WordPicture][medium == "words" :]
+        words = parts[-2].words
         height, width = sample.meta["hw"]
         assert (len(words), len(words[0])) == (height // 28, width // 28)
-        names = {line["text"].rstrip("0123456789 ") for line in sample.meta["lines"]} - {""}
-        assert {word for row in words for word in row} <= names | {sample.meta["background"]}
-        if len(sample.meta["lines"]) == 1 and names:  # lines that share a square would hide each other
-            quad = np.asarray(sample.meta["lines"][0]["quad_px"])
-            text = sample.meta["lines"][0]["text"]
-            for letter in (0, len(max(names)) - 1):  # the first and the last one
-                share = (letter + 0.5) / len(text)
-                x, y = (quad[[0, 3]].mean(0) * (1 - share) + quad[[1, 2]].mean(0) * share) // 28
-                assert words[int(y)][int(x)] in names
-            named += 1
+        lines = sample.meta["lines"]
+        written = {line["text"].rstrip("0123456789 ") for line in lines} | {c for line in lines for c in line["text"]}
+        assert {word for row in words for word in row} <= written | {sample.meta["background"]}
+        if len(lines) > 1:  # lines that share a square hide each other
+            continue
+        text, quad = lines[0]["text"], np.asarray(lines[0]["quad_px"])
+        name = text.rstrip("0123456789 ")
+        cells = []
+        for place in range(len(text)):
+            share = (place + 0.5) / len(text)
+            x, y = (quad[[0, 3]].mean(0) * (1 - share) + quad[[1, 2]].mean(0) * share) // 28
+            cells.append((int(y), int(x)))
+        told = [words[y][x] for y, x in cells]
+        assert told[len(name) :] == [c if c != " " else told[len(name) + i] for i, c in enumerate(text[len(name) :])]
+        if name:
+            assert told[0] == told[len(name) - 1] == name
+        digits = [cell for cell, c in zip(cells, text, strict=True) if c.isdigit()]
+        assert len(set(digits)) == len(digits), "two digits in one square could not be read"
+        named, numbered = named + bool(name), numbered + bool(digits)
     assert named > 3
-    four = World(WorldConfig(medium="both", turns=1, words_side=4)).sample("train", 0, "ocr")
-    assert [len(row) for row in four.messages[0].parts[1].words] == [4] * 4
+    assert numbered > 3
+    four = World(WorldConfig(medium=medium, turns=1, words_side=4)).sample("train", 0, "ocr")
+    assert [len(row) for row in four.messages[0].parts[-2].words] == [4] * 4
+
+
+def test_text_is_as_large_and_as_much_as_the_config_says():
+    world = World(WorldConfig(sizes=((112, 112),), text_size=(0.36, 0.5), text_lines=1, zh=0.0))
+    for index in range(20):
+        (line,) = world.sample("test", index, "ocr").meta["lines"]
+        (x1, y1), _, _, (x2, y2) = line["quad_px"]
+        assert 0.18 * 112 < np.hypot(x2 - x1, y2 - y1) < 0.6 * 112  # ink is lower than its font
+    for size, lines in (((0.5, 0.4), 1), ((0.1, 1.0), 1), ((0.1, 0.2), 0)):
+        with pytest.raises(ValueError, match=r"text_size must be 0 <= low <= high <= 0\.9 and text_lines at least 1"):
+            WorldConfig(text_size=size, text_lines=lines)
+
+
+def test_several_pictures_may_be_told():
+    world = World(WorldConfig(medium="words", turns=3, zh=0.0))
+    for index in range(10):
+        sample = world.sample("train", index, "compare")
+        told = [part for part in sample.messages[0].parts if isinstance(part, WordPicture)]
+        assert len(told) == sample.meta["pictures"] == len(sample.meta["names"])
+        for picture, names, ground in zip(told, sample.meta["names"], sample.meta["background"], strict=True):
+            words = {word for row in picture.words for word in row}
+            assert words <= {*names, ground}  # a small thing may cover no square
+            assert words & set(names)
 
 
 def test_line_quad_turns_counter_clockwise():

@@ -154,6 +154,15 @@ def test_a_picture_told_in_words_stands_where_a_picture_would(processor: Process
     assert (told.tokens_T[rest] == shown.tokens_T[rest]).all()
 
 
+def test_a_told_digit_is_one_token(processor: Processor) -> None:
+    words = WordPicture((("4", "4", "dog"), ("dog", "2", "2")))
+    told = processor.sequence([Message("user", (words, Text("What does the text say?")))], chat_format="raw")
+    ids = told.tokens_T[told.vision_rows_M].tolist()
+    four, two = processor.tokenizer.encode("4"), processor.tokenizer.encode("2")
+    assert ids[:2] == four * 2
+    assert ids[4:] == two * 2
+
+
 def test_questions_about_a_told_picture_branch(processor: Processor) -> None:
     words = WordPicture((("dog", "cat"),))
     messages = [

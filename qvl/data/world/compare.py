@@ -13,6 +13,7 @@ from qvl.data.world.config import Split
 from qvl.data.world.questions import Asker, Turn
 from qvl.data.world.scene import Scene
 from qvl.data.world.story import Activity, Story, scene_meta
+from qvl.data.world.told import in_words
 from qvl.text.messages import Image
 
 
@@ -25,19 +26,18 @@ class Compare(Activity):
     def play(self, split: Split, composer: Composer, asker: Asker, wanted: int) -> Story | None:
         count = 2 + int(asker.rng.random() < 0.35)
         shared = int(asker.rng.integers(len(composer.concepts))) if asker.coin() else None
-        scenes = [composer.draw(split, asker.rng, repeat=False, include=shared) for _ in range(count)]
+        told = composer.config.medium == "words"
+        scenes = [composer.draw(split, asker.rng, repeat=False, include=shared, pixels=not told) for _ in range(count)]
         turns = [t for t in (_which(scenes, asker), _every(scenes, composer, asker), _most(scenes, asker)) if t]
         if not turns:
             return None
         order = asker.rng.permutation(len(turns))[: max(1, wanted)]
         metas = [scene_meta(scene) for scene in scenes]
         meta = {key: [m[key] for m in metas] for key in metas[0]}
-        return Story(
-            tuple(turns[int(i)] for i in order),
-            tuple(Image(s.pixels_HW3) for s in scenes),
-            "",
-            {**meta, "pictures": count},
+        shown = tuple(
+            in_words(s, asker.rng, composer.config.words_side) if told else Image(s.pixels_HW3) for s in scenes
         )
+        return Story(tuple(turns[int(i)] for i in order), shown, "", {**meta, "pictures": count})
 
 
 def _which(scenes: list[Scene], asker: Asker) -> Turn | None:

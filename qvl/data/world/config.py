@@ -82,12 +82,16 @@ class WorldConfig:
 
     medium: Medium = "pixels"
     """`words`: scenes are grids of words, one where a vision token would be (28 x 28 pixels), English in every
-    language. `both`: the picture and behind it its grid of words. Only for training, and only for questions about one
-    picture (`both`: `ocr` too)."""
+    language. `both`: the picture and behind it its grid of words. Only for training, and only for questions about
+    scenes and `ocr` (`words`: `compare` and `text` too)."""
 
     words_side: int = 0
     """Words a side of a told grid, whatever the scene's size (0: see `medium`). A recipe's `queries` sets it."""
 
+    text_lines: int = 3
+    """Most lines of text in a picture of `ocr`."""
+    text_size: tuple[float, float] = (0.0, 0.25)
+    """Size of its font relative to the picture's height (at least 12 pixels)."""
     chinese_font: str = ""
     """Path of a font with Chinese characters for OCR pictures (`ocr.find_chinese_font` looks for one); without it,
     rendered text is English only."""
@@ -108,6 +112,12 @@ class WorldConfig:
         low, high = self.object_size
         if not 0.1 <= low <= high <= 0.9:
             raise ValueError(f"object_size must be 0.1 <= low <= high <= 0.9, got {self.object_size}")
+        low, high = self.text_size
+        if not 0 <= low <= high <= 0.9 or self.text_lines < 1:
+            raise ValueError(
+                f"text_size must be 0 <= low <= high <= 0.9 and text_lines at least 1, got {self.text_size} and "
+                f"{self.text_lines}"
+            )
         for name in ("max_overlap", "gradients", "photo_share", "repeats", "zh"):
             value = vars(self)[name]
             if not 0 <= value <= 1:

@@ -27,6 +27,8 @@ from qvl.text.grounding import Coordinates, quad, ref
 from qvl.text.messages import Image, Part, WordPicture
 
 MAX_DEGREES = 12.0
+LEAST_PX = 12
+"""Of a font: smaller ones are not readable."""
 INK_THRESHOLD = 64
 """A pixel is ink when its coverage is above this (of 255)."""
 _IS_INK = tuple(255 * (v > INK_THRESHOLD) for v in range(256))
@@ -49,11 +51,12 @@ class Ocr(Activity):
     name = "ocr"
 
     def play(self, split: Split, composer: Composer, asker: Asker, wanted: int) -> Story | None:
+        config = composer.config
         hw = composer.draw_size(asker.rng)
         pixels, background = composer.background(hw, asker.rng)
         lines: list[Line] = []
         taken = np.zeros(hw, dtype=bool)
-        for _ in range(1 + int(asker.rng.integers(3))):
+        for _ in range(1 + int(asker.rng.integers(config.text_lines))):
             line = _add_line(pixels, taken, split, composer, asker)
             if line is not None:
                 lines.append(line)
@@ -65,9 +68,12 @@ class Ocr(Activity):
         meta = {"hw": hw, "names": [], "boxes_px": [], "background": background, **truth}
         if wanted == 1:
             turns = (turns[int(asker.rng.integers(2))],)
-        shown: list[Part] = [Image(pixels)]
-        if composer.config.medium == "both":
-            shown.append(in_words(lines, hw, background, composer.config.words_side))
+        shown: list[Part] = [Image(pixels)] if config.medium != "words" else []
+        if config.medium != "pixels":
+            told = in_words(lines, hw, background, config.words_side)
+            if told is None:
+                return None
+            shown.append(told)
         return Story(turns, tuple(shown), "", meta)
 
 
@@ -103,20 +109,32 @@ def line_quad(hw_px: tuple[float, float], degrees: float, centre: Point) -> tupl
     return corners[0], corners[1], corners[2], corners[3]
 
 
-def in_words(lines: Sequence[Line], hw: tuple[int, int], background: str, side: int = 0) -> WordPicture:
-    """The picture as a grid, as `told.in_words` tells scenes: a cell under the letters of a name holds that name.
+def in_words(lines: Sequence[Line], hw: tuple[int, int], background: str, side: int = 0) -> WordPicture | None:
+    """The picture as a grid, as `told.in_words` tells scenes: a cell under letters of a name holds that name, a cell
+    under a digit the digit.
 
-    A written word so looks to the language model like the thing itself. Digits are not told: they stay background.
+    A written word so looks to the language model like the thing itself.
+
+    Returns:
+        None where digits are so small that two share a cell: read from the grid, the number would be another one.
     """
     rows, columns = grid_hw(hw, side)
     words = np.full((rows, columns), background, dtype=object)
+    digits: set[tuple[int, int]] = set()
     for line in lines:
         name = line.text.rstrip("0123456789 ")
         quad_42 = np.asarray(line.quad_px)
         begin_2, end_2 = (quad_42[0] + quad_42[3]) / 2, (quad_42[1] + quad_42[2]) / 2
-        for letter in range(len(name)):
-            x, y = begin_2 + (end_2 - begin_2) * (letter + 0.5) / len(line.text)
-            words[min(rows - 1, int(y * rows / hw[0])), min(columns - 1, int(x * columns / hw[1]))] = name
+        for place, letter in enumerate(line.text):
+            if letter == " ":
+                continue
+            x, y = begin_2 + (end_2 - begin_2) * (place + 0.5) / len(line.text)
+            cell = min(rows - 1, int(y * rows / hw[0])), min(columns - 1, int(x * columns / hw[1]))
+            if cell in digits:
+                return None
+            if place >= len(name):
+                digits.add(cell)
+            words[cell] = name if place < len(name) else letter
     return WordPicture(tuple(map(tuple, words)))
 
 
@@ -149,11 +167,12 @@ def _words(split: Split, composer: Composer, asker: Asker, chinese: bool) -> str
 def _add_line(pixels: np.ndarray, taken: np.ndarray, split: Split, composer: Composer, asker: Asker) -> Line | None:
     """Draws one line where nothing stands yet; None if it found no room."""
     height, width = taken.shape
-    rng = asker.rng
+    rng, (low, high) = asker.rng, composer.config.text_size
     chinese = asker.language == "zh" and bool(composer.config.chinese_font)
     for _ in range(_TRIES):
         text = _words(split, composer, asker, chinese)
-        size_px = int(rng.integers(12, max(13, height // 4)))
+        least_px = max(LEAST_PX, int(low * height))
+        size_px = int(rng.integers(least_px, max(least_px + 1, int(high * height))))
         ink = _ink(text, _font(composer.config.chinese_font if chinese else "", size_px))
         degrees = float(rng.uniform(-MAX_DEGREES, MAX_DEGREES)) if rng.random() < 0.5 else 0.0
         corners = line_quad((ink.height, ink.width), degrees, (0.0, 0.0))
