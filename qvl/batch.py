@@ -19,6 +19,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100
@@ -27,7 +28,7 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences laid end to end; nothing in it is padding.
+    """Sequences laid end to end; nothing in it is padding (but see `filled`).
 
     Two sequences, the second with one 56x56 picture (16 patches -> 4 vision tokens)::
 
@@ -96,6 +97,22 @@ class Batch:
     def target_count(self) -> int:
         """Number of supervised positions."""
         return 0 if self.labels_T is None else int((self.labels_T != IGNORE).sum())
+
+    def filled(self, multiple: int) -> Batch:
+        """The same with T rounded up, by one more sequence: nothing is learned from it, no other sequence sees it."""
+        missing = -self.tokens_T.shape[0] % multiple
+        if not missing:
+            return self
+        labels_T = self.labels_T
+        return replace(
+            self,
+            tokens_T=F.pad(self.tokens_T, (0, missing)),
+            positions_RT=F.pad(self.positions_RT, (0, missing)),
+            seq_lens=(*self.seq_lens, missing),
+            parents=(*self.parents, -1) if self.parents else (),
+            labels_T=None if labels_T is None else F.pad(labels_T, (0, missing), value=IGNORE),
+            names=(*self.names, "") if self.names else (),
+        )
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
         """Moves every tensor; `dtype` casts the patches only (the one floating tensor)."""

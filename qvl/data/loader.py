@@ -6,6 +6,7 @@ Does not know: what is in a pack.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import threading
@@ -16,6 +17,10 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from qvl.data.packing import Pack
 
+_NICE = 15
+"""Lower priority for the worker: it computes while the model waits, for another rank or for it. At the same priority it
+takes turns with the model on whichever core, and the other ranks wait."""
+
 
 class _Packs(IterableDataset["Pack | ValueError | OSError"]):
     def __init__(self, make: Callable[[], Iterator[Pack]]) -> None:
@@ -24,6 +29,10 @@ class _Packs(IterableDataset["Pack | ValueError | OSError"]):
     def __iter__(self) -> Iterator[Pack | ValueError | OSError]:
         # The worker must not take the cores that the model computes on.
         torch.set_num_threads(1)
+        os.nice(_NICE)
+        # All is handed over by then. What C++ libraries do at a process' end can abort it where a rank has spawned the
+        # worker: "terminate called without an active exception".
+        atexit.register(os._exit, 0)
         _leave_stopping_to_the_parent()
         return _or_error(self._make())
 

@@ -29,14 +29,14 @@ _SEEN_SCORE = 4.5
 """Attention score that such a head adds for things seen."""
 _PLACE_SCORE = 6.0
 """Most that a head of place gives the token before a picture; it falls as the cosine of the distance."""
-_PLACE_PEAKS = (0.25, 5.75)
+_PLACE_PEAKS = (0.0, 5.0)
 """Distances, in vision tokens, at which the near heads of place and the far ones give that most."""
 _PLACE_FREQUENCIES = 2
 """How many of an axis' frequencies, the fastest, a head of place looks at: the others hardly turn within a picture."""
 _APART_SCORE = 6.0
 """By how much such a head prefers what is seen from a vision token, and words from a word: else what stands before a
 picture would move its places, and words would have places too."""
-_PLACE_LENGTH = 1.5
+_PLACE_LENGTH = 2.0
 """Length of what such a head adds; a fresh word vector has 2."""
 
 _TRIED_TOKENS = 256
@@ -121,10 +121,10 @@ def begin_with_places(decoder: Decoder, start_D: Tensor, mark_D: Tensor) -> None
     q_bias_NH, k_bias_KH, _ = layer.qkv.bias.unflatten(0, (-1, size)).split(layer.split)
     start_D, mark_D = _only(start_D, mark_D), _only(mark_D, start_D)
     speed_F = decoder.config.rope_theta ** -torch.linspace(0, 1, size // 2 + 1)[:-1]
-    *axes, still = _place_frequencies(decoder.config.rope_sections)
+    *axes, still, start = _place_frequencies(decoder.config.rope_sections)
     if not all(axes):
         return  # too few frequencies for rows or columns
-    for f in chain(*axes, still):
+    for f in chain(*axes, still, start):
         k_KHD[:, f], k_KHD[:, f + size // 2] = start_D, 0
     k_KHD[:, still] += 2**0.5 * mark_D  # a vision token is half mark, half what it shows
     k_bias_KH[:, still] = -1
@@ -134,12 +134,17 @@ def begin_with_places(decoder: Decoder, start_D: Tensor, mark_D: Tensor) -> None
     q_NHD.zero_()
     q_bias_NH.zero_()
     q_NHD[:, still] = 3 * _APART_SCORE * size**0.5 * 2**0.5 * mark_D
+    fastest = max(float(speed_F[frequencies].square().mean()) for frequencies in axes)
     for n, direction_D in enumerate(_directions(layer.split[0], width)):
         frequencies = axes[n % 2]
         mirrored = [f + size // 2 for f in frequencies]  # each turns entries f and f + H / 2
         turns_F = speed_F[frequencies] * _PLACE_PEAKS[n // 2 % 2]
-        share = _PLACE_SCORE * size**0.5 / len(frequencies)
+        # A cosine falls by the square of its frequency: at the slower axis it is looked as much more sharply, and the
+        # peak is as high.
+        sharper = fastest / float(speed_F[frequencies].square().mean())
+        share = sharper * _PLACE_SCORE * size**0.5 / len(frequencies)
         q_bias_NH[n, frequencies], q_bias_NH[n, mirrored] = share * turns_F.cos(), -share * turns_F.sin()
+        q_bias_NH[n, start] = (1 - sharper) * _PLACE_SCORE * size**0.5
         q_bias_NH[n, still] = -2 * _APART_SCORE * size**0.5
         layer.out.weight[:, n * size] = _PLACE_LENGTH * direction_D
 
@@ -173,12 +178,12 @@ def _only(word_D: Tensor, other_D: Tensor) -> Tensor:
     return apart_D * (word_D.norm() / (len(word_D) ** 0.5 * (apart_D @ word_D)))
 
 
-def _place_frequencies(sections: tuple[int, ...]) -> tuple[list[int], list[int], list[int]]:
-    """Numbers of the fastest frequencies of rows, of columns, and the one that turns least."""
+def _place_frequencies(sections: tuple[int, ...]) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Numbers of the fastest frequencies of rows, of columns, of the one that turns least and of the one before it."""
     time, rows, columns = sections
     of_rows = range(time, time + min(rows, _PLACE_FREQUENCIES))
-    of_columns = range(time + rows, time + rows + min(columns - 1, _PLACE_FREQUENCIES))
-    return list(of_rows), list(of_columns), [sum(sections) - 1]
+    of_columns = range(time + rows, time + rows + min(columns - 2, _PLACE_FREQUENCIES))
+    return list(of_rows), list(of_columns), [sum(sections) - 1], [sum(sections) - 2]
 
 
 def _directions(count: int, width: int) -> Tensor:

@@ -37,6 +37,10 @@ from qvl.train.objectives import Objective
 from qvl.train.ranks import Ranks
 from qvl.train.shards import deal_rows, is_split, local, orders_of, whole
 
+_EVEN_ROWS = 64
+"""On the CPU a product of bfloat16 matrices is compiled for its shape when that shape first comes, and kept for a time
+(oneDNN). Packs of any number of tokens would always be new: a seventh of a small model's time, and memory that grows
+for minutes."""
 _AXES = ("replica", "shard", "tensor")
 
 
@@ -96,6 +100,8 @@ class Parallel:
             self.model.set_requires_gradient_sync(last or self.config.reduce == "pack")
             self.model.set_requires_all_reduce(last)
             self.model.set_is_last_backward(last)
+        if self._lower and self.ranks.device.type == "cpu":
+            batch = batch.filled(_EVEN_ROWS)
         with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self._lower):
             return self._losses(objective, batch)
 

@@ -103,7 +103,9 @@ def test_the_first_layer_tells_vision_tokens_their_row_and_column(seed: int) -> 
         assert (by_place[near].diff() < 0).all(), by_place[near]
         assert (by_place[far].diff() > -0.01).all(), by_place[far]
         steps = by_place[[near, far]].diff(dim=1).norm(dim=0)
-        assert (steps > 0.15).all(), steps  # two neighbours are told apart by one of the two
+        # two neighbours are told apart by one of the two, of five least the last ones
+        assert (steps[:3] > 0.3).all(), steps
+        assert (steps > 0.05).all(), steps
     assert words_NT.max() < 0.05
 
 

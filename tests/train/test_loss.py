@@ -53,6 +53,26 @@ def test_packed_equals_unpacked(model, processor, world, chat_format) -> None:
     assert (apart_gradients - together_gradients).abs().max() <= TOLERANCE * apart_gradients.abs().max()
 
 
+@pytest.mark.parametrize("branches", [True, False])
+def test_filled_up_with_rows_that_teach_nothing(model, processor, world, branches) -> None:
+    spelt = processor.branches if branches else lambda *a, **k: [processor.sequence(*a, **k)]
+    batch = processor.pack([s for x in samples(world, 3) for s in spelt(x.messages, labels=True, chat_format="raw")])
+    assert bool(batch.parents) == branches
+    more = batch.filled(64)
+    assert len(batch.tokens_T) % 64
+    assert len(more.tokens_T) == -(-len(batch.tokens_T) // 64) * 64
+    assert more.filled(64) is more
+    found = []
+    for each in (batch, more):
+        losses_X, rows_X = token_losses(model, each)
+        losses_X.sum().backward()
+        found.append((losses_X.detach(), rows_X, gradients(model)))
+    (losses, rows, slopes), (more_losses, more_rows, more_slopes) = found
+    assert torch.equal(rows, more_rows)
+    assert torch.allclose(losses, more_losses, atol=TOLERANCE)
+    assert (slopes - more_slopes).abs().max() <= TOLERANCE * slopes.abs().max()
+
+
 @pytest.mark.parametrize("chat_format", ["raw", "chatml"])
 def test_branches_equal_separate_conversations(model, processor, world, chat_format) -> None:
     shared, separate = [], []
