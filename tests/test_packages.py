@@ -52,6 +52,7 @@ def test_another_file_than_the_published_one(wheel: Path, tmp_path: Path, monkey
     assert not list((tmp_path / "cache").rglob("*.txt"))
 
 
+@pytest.mark.slow
 def test_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -220,6 +220,7 @@ def test_other_errors_do_not_end_the_conversation(tmp_path, monkeypatch):
     assert len(model.asked) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen2-vl", "qwen-vl"])
 def test_several_turns_with_a_real_model(tmp_path, cat, family):
     vlm = small_vlm(family)

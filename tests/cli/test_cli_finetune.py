@@ -90,6 +90,7 @@ def arguments(recipe: str, base: Path, data: Path, run: Path, *more: str) -> lis
     return ["train", *options, *FAST, "--set", "stages.0.tokens_per_pack=900", *more]
 
 
+@pytest.mark.slow
 def test_a_first_look_shows_boxes_and_what_is_learned(base, data, tmp_path, capsys) -> None:
     assert main(arguments("lora", base, data, tmp_path / "run", "--dry-run")) == 0
     file = tmp_path / "run" / "first_look.html"

@@ -49,6 +49,7 @@ def indices(pack: Pack) -> list[int]:
     return list(dict.fromkeys(int(name.split("/")[1]) for name in pack.batch.names))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["raw", "chatml"])
 def test_same_task_packs(processor: Processor, form: str) -> None:
     found = first(processor, 12, form, same_task=True)

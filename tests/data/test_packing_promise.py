@@ -121,6 +121,7 @@ def runs(rows: list[int]) -> Iterator[int]:
         yield len(list(run))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", PROCESSORS)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(chosen=st.lists(forms, min_size=1, max_size=5).map(tuple), bounds=limits)

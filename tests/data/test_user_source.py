@@ -162,6 +162,7 @@ REASONS = {
 }
 
 
+@pytest.mark.slow
 def test_bad_lines_are_left_out_and_named(spoilt: Path, processor: Processor, caplog: pytest.LogCaptureFixture) -> None:
     limits = PackLimits(200, 1000)
     with caplog.at_level(logging.WARNING):
@@ -245,6 +246,7 @@ def test_a_sample_that_is_too_long_gets_smaller_pictures(processor: Processor) -
     assert 1.5 < width / height < 2.7, "nearly the shape it had"
 
 
+@pytest.mark.slow
 def test_what_cannot_fit_is_named(processor: Processor) -> None:
     with pytest.raises(TooLarge, match=r"x.jsonl:1: \d+ tokens \(\d+ of .*\) and 800 patches, there is room for 60"):
         fit(sample("a dog and a cat " * 40), processor, "chatml", 60, 1000)

@@ -37,6 +37,7 @@ def world():
     return World(WorldConfig(tasks=ALL))
 
 
+@pytest.mark.slow
 def test_a_sample_does_not_depend_on_process_or_history(world):
     code = (
         "from tests.data.test_world_samples import *\n"

@@ -59,6 +59,7 @@ def naive(model, processor, request: Request) -> tuple[list[int], list[float]]:
     return ids, logprobs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("request_", [r for r in REQUESTS if r.sampling == Sampling(r.sampling.max_new_tokens)])
 def test_cached_decoding_equals_computing_everything_again(engine, request_):
     reply = engine.generate([request_])[0]

@@ -42,6 +42,7 @@ def fast(slow, request) -> Qwen2VL:
     return quick(slow, request.param)
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize(
     "limits",

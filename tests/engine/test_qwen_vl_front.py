@@ -41,6 +41,7 @@ def picture(height: int, width: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
+@pytest.mark.slow
 def test_a_saved_folder_answers_the_same(vlm, tmp_path) -> None:
     vlm.save(tmp_path / "m")
     again = qvl.load(tmp_path / "m")
@@ -60,6 +61,7 @@ def test_alone_or_among_others(vlm) -> None:
     assert [r.token_ids for r in vlm.chat_batch(messages, 8)] == [vlm.chat(m, 8).token_ids for m in messages]
 
 
+@pytest.mark.slow
 def test_the_other_family_saved_over_it_is_whole(vlm, tmp_path) -> None:
     vlm.save(tmp_path / "m")
     other = build(TrainConfig("unused", (PLAIN,)))

@@ -59,6 +59,7 @@ def same(a, b) -> None:
     assert a.logprobs == pytest.approx(b.logprobs, abs=CLOSE)
 
 
+@pytest.mark.slow
 def test_a_second_question_about_a_picture_costs_no_vision_time(fresh):
     engine, seen = fresh(), picture(50, 80)
     engine.generate([request(turn(seen, "what?"))])
@@ -106,6 +107,7 @@ def test_a_conversation_that_outgrows_the_trained_length(fresh, tokens):
     assert any(cached[1:])
 
 
+@pytest.mark.slow
 def test_a_reply_that_crosses_the_trained_length_keeps_its_angles(fresh):
     """Its prompt is below; what follows is as if the whole were computed at once with the prompt's angles."""
     ask = turn(picture(50, 80), "what is it?")
@@ -120,6 +122,7 @@ def test_a_reply_that_crosses_the_trained_length_keeps_its_angles(fresh):
         same(reply, fresh().generate([wanted])[0])
 
 
+@pytest.mark.slow
 def test_a_full_cache_changes_no_answer(fresh):
     requests = [request(turn(picture(40, 40, i), "what? " * (1 + i)), tokens=40) for i in range(6)]
     engine = fresh(cache_tokens=240)

@@ -226,6 +226,6 @@ def test_a_step_costs_the_same_after_many_requests_and_in_a_long_context(model, 
         session.step()
     late = cost(5)
     assert session.stats().requests == 40
-    # measured 602 and 617: pages that do not lie side by side are gathered, not viewed (2 calls), and a step whose token
-    # ends a piece of text says it (13); one call for each of the 40 requests or 150 steps would be more
+    # measured 602 and 617: pages that do not lie side by side are gathered, not viewed (2 calls), and a token that ends
+    # a piece of text is told (13); one call for each of the 40 requests or 150 steps would be more
     assert late <= early + 20, f"{early} calls in a step at first, {late} later"

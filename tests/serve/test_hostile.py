@@ -334,6 +334,7 @@ def test_pages_of_other_sites_and_other_names_are_turned_away(live):
     assert live.post(ask("hi"), headers={"Origin": live.url}).status_code == 200
 
 
+@pytest.mark.slow
 def test_clients_that_say_nothing_are_let_go():
     with serving(CannedLive(), ServeConfig(port=0, limits=Limits(header_s=0.3, body_s=0.3))) as hasty:
         with hasty.connect() as sock:

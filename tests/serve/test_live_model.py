@@ -72,6 +72,7 @@ def create(client: openai.OpenAI):
     return create
 
 
+@pytest.mark.slow
 def test_whole_and_streamed_replies_are_what_the_engine_says(vlm, create):
     messages = [turn(picture(png_of(60, 90)), "the red circle")]
     given = [{"type": "image", "image": noise(60, 90)}, {"type": "text", "text": "the red circle"}]
@@ -278,6 +279,7 @@ def reader(name: str, *things: str) -> dict:
 THINGS = {"read": ("sign", "page"), "paint": ("wall", "door")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "read"}}])
 @pytest.mark.parametrize("parallel", [False, True])
 def test_a_call_that_is_required_names_a_tool_and_fits_it(create, choice, parallel):

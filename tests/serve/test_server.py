@@ -20,6 +20,7 @@ from qvl.serve.server import listen
 from qvl.serve.uploads import Uploads
 
 
+@pytest.mark.slow
 def test_keys():
     config = ServeConfig(port=0, api_keys=("secret-1", "secret-2"))
     with serving(CannedLive(), config) as live:
@@ -124,6 +125,7 @@ def test_the_page_loads_nothing_from_elsewhere():
             assert "style=" not in text
 
 
+@pytest.mark.slow
 def test_files_of_an_allowed_folder(tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()

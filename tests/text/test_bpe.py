@@ -68,6 +68,7 @@ def test_words_that_are_whole_whatever_the_merges_say() -> None:
         assert twin.encode("abc cab") == tokenizer.encode("abc cab")
 
 
+@pytest.mark.slow
 def test_after_a_while_the_package_takes_over(content: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_WORTH", 20)
     bpe = Bpe.of(content)
@@ -80,6 +81,7 @@ def test_after_a_while_the_package_takes_over(content: dict[str, Any], monkeypat
     assert bpe.spelling(bpe.size) is None
 
 
+@pytest.mark.slow
 def test_a_long_word_goes_to_the_package(content: dict[str, Any], full: Tokenizer) -> None:
     bpe = Bpe.of(content)
     assert list(bpe.encode("a" * 3000)) == full.encode("a" * 3000)

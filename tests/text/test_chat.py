@@ -84,6 +84,7 @@ def reference(saved: Path) -> Any:
 # ---------------------------------------------------------------------- parity with transformers
 
 
+@pytest.mark.slow
 def test_transformers_loads_the_saved_folder(full: Tokenizer, reference: Any) -> None:
     assert len(reference) == full.vocab_size
     assert (reference.eos_token, reference.pad_token, reference.bos_token) == ("<|im_end|>", "<|endoftext|>", None)

@@ -60,6 +60,7 @@ def reference_turn(encoding: tiktoken.Encoding, role: str, content: str) -> tupl
     return ids, [True, *[False] * len(head), *[role == "assistant"] * len(body), True, True]
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(contents=st.lists(CONTENT, min_size=1, max_size=5), system=st.one_of(st.none(), CONTENT))
 def test_equals_the_reference(

@@ -93,6 +93,7 @@ def test_decode_leaves_out_pictures(v1: Tokenizer) -> None:
 # ---------------------------------------------------------------------- reduced
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(max_size=40))
 def test_reduced_is_lossless(small_v1: Tokenizer, text: str) -> None:

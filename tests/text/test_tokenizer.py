@@ -89,6 +89,7 @@ def test_equals_tiktoken(full: Tokenizer, oracle: tiktoken.Encoding, text: str) 
     assert full.encode(text) == spelled_out(oracle, text)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(text=TEXTS)
 def test_decode_inverts_encode_up_to_nfc(full: Tokenizer, small: Tokenizer, text: str) -> None:
@@ -213,6 +214,7 @@ def pieces(tokenizer: Tokenizer, text: str) -> list[bytes]:
     return [tokenizer.token_bytes(i) for i in tokenizer.encode(text, markup=True)]
 
 
+@pytest.mark.slow
 def test_reduced_cuts_its_texts_as_the_full_vocabulary_does(full: Tokenizer, texts: list[str]) -> None:
     tokenizer = Tokenizer.reduced(texts)
     chat = "system\nYou are a helpful assistant."
@@ -232,6 +234,7 @@ def test_reduced_ids_are_in_rank_order_and_do_not_depend_on_text_order(full: Tok
     assert one.specials == {name: len(tokens) + i for i, name in enumerate(SPECIAL_TOKENS)}
 
 
+@pytest.mark.slow
 def test_reduced_without_texts_is_bytes_and_the_template(full: Tokenizer) -> None:
     tokenizer = Tokenizer.reduced([], base_ranks=0)
     assert tokenizer.vocab_size < 320

@@ -40,6 +40,7 @@ def test_the_published_vocabulary_is_whole(ranks: list[bytes]) -> None:
     assert (len(QWEN2_VL.specials), len(QWEN_VL.specials)) == (14, 217)
 
 
+@pytest.mark.slow
 def test_merge_parents_equal_plain_bpe(ranks: list[bytes]) -> None:
     # every 16th token and all long ones, where several splits compete; all 151,387 were compared once, no difference
     rank_of = {token: i for i, token in enumerate(ranks)}

@@ -148,6 +148,7 @@ def _left(run: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
     return [row["loss"] for row in rows], torch.load(run / "weights.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen_vl"])
 def test_what_is_computed_again_is_the_same_and_is_not_kept(family: str) -> None:
     kept, told = {}, {}

@@ -212,6 +212,7 @@ def test_one_pack_on_several_devices() -> None:
         planned(count=3, parallel=ParallelConfig(shard=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["told", "match"])
 def test_stages_before_there_are_pictures_to_talk_about(objective: str) -> None:
     told = replace(MIX, medium="words" if objective == "told" else "both")

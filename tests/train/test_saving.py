@@ -152,6 +152,7 @@ def test_training_goes_on_while_a_consistent_copy_is_written(tmp_path, monkeypat
     assert curve(tmp_path) == whole[0]
 
 
+@pytest.mark.slow
 def test_the_last_states_stay(tmp_path) -> None:
     alone(tmp_path, save_in_background=False, keep=3)
     folders = sorted(f.name for f in (tmp_path / "checkpoint").iterdir())
@@ -176,6 +177,7 @@ def lose(folder: Path) -> None:
     (folder / ".metadata").unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "said"),
     [(cut, r"__0_0.distcp has \d+ of \d+ bytes"), (scribble, "cannot be read"), (lose, ".metadata is missing")],
@@ -273,6 +275,7 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path, caplog) -> None:
     assert "COULD NOT SAVE" in warnings(caplog)[0]
 
 
+@pytest.mark.slow
 def test_sigterm_waits_for_the_write_and_saves(tmp_path, whole, monkeypatch) -> None:
     trainer, _ = saving_jobs.trainer(recipe(tmp_path))
     step, write = trainer._step, saver.write_tensors
@@ -325,6 +328,7 @@ def test_export_reads_while_training_writes(tmp_path) -> None:
     assert read_model(tmp_path / "checkpoint")[0].stage == 1
 
 
+@pytest.mark.slow
 def test_what_a_run_does_not_change_is_written_once(tmp_path) -> None:
     whole = alone(tmp_path / "whole", trains=("merger",))
     run = tmp_path / "run"
@@ -358,6 +362,7 @@ def test_what_a_run_does_not_change_is_written_once(tmp_path) -> None:
         alone(run, trains=("merger",))
 
 
+@pytest.mark.slow
 def test_a_crash_in_the_first_write_leaves_nothing_in_the_log(tmp_path, monkeypatch, whole) -> None:
     def crash(*arguments) -> None:
         raise KeyboardInterrupt

@@ -124,6 +124,7 @@ def allocated(work: Callable[[], Tensor | None]) -> tuple[int, int, Tensor | Non
     return most, now, result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["none", "selective", "full"])
 def test_peaks_against_the_allocators_account(how: Literal["none", "selective", "full"]) -> None:
     def build() -> VisionLanguageModel:
@@ -157,6 +158,7 @@ def test_bfloat16_keeps_half_and_copies_of_the_weights() -> None:
     assert sum(found.activations.values()) < 0.8 * sum(whole.activations.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_parameters_gradients_and_optimizer(name: str) -> None:
     model = build_model(RELEASED).train()

@@ -61,6 +61,7 @@ class Few(Source):
         return 3
 
 
+@pytest.mark.slow
 def test_epochs_that_are_over_at_once_are_told(tmp_path, model, processor, caplog) -> None:
     """The rate is at its end then, and may be 0: the model would be as it was, and nobody would know."""
     with caplog.at_level(logging.WARNING):
@@ -95,6 +96,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, model, processor) ->
     ]
 
 
+@pytest.mark.slow
 def test_a_crash_after_the_last_save_leaves_no_step_twice_in_the_log(tmp_path, model, processor) -> None:
     trainer = Trainer(recipe(tmp_path, (4,)), model, processor, Source)
     save = trainer._save
@@ -113,6 +115,7 @@ def test_a_crash_after_the_last_save_leaves_no_step_twice_in_the_log(tmp_path, m
     assert [r["step"] for r in rows(tmp_path)] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_stage_is_measured_costs_no_step(tmp_path, model, processor) -> None:
     config = replace(recipe(tmp_path, (3,)), save_every_minutes=60)
 
