@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qvl.inputs.positions import Run, TextRun, VisionRun, linear_positions, mrope_positions
@@ -36,6 +36,7 @@ def test_worked_example() -> None:
     assert following == 9
 
 
+@settings(deadline=None)
 @given(runs)
 def test_equals_counting_one_by_one(items: list[Run]) -> None:
     positions, following = mrope_positions(items)
@@ -44,6 +45,7 @@ def test_equals_counting_one_by_one(items: list[Run]) -> None:
     assert following == expected_following
 
 
+@settings(deadline=None)
 @given(runs)
 def test_one_axis_just_counts(items: list[Run]) -> None:
     total = sum(r.length if isinstance(r, TextRun) else math.prod(r.grid) for r in items)

@@ -36,7 +36,7 @@ def test_samples(text: str, tables: _Tables, full: Tokenizer) -> None:
     assert ids == full.encode(text) or (ids is None and long)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(text=TEXTS)
 def test_any_text(text: str, tables: _Tables, full: Tokenizer) -> None:
     try:

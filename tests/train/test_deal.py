@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qvl.train.deal import Made, deal, duration
@@ -13,6 +13,7 @@ from qvl.train.deal import Made, deal, duration
 COSTS = st.lists(st.lists(st.integers(1, 100).map(float), max_size=5), min_size=1, max_size=4)
 
 
+@settings(deadline=None)
 @given(COSTS)
 def test_every_pack_is_computed_once_and_it_takes_no_longer(costs: list[list[float]]) -> None:
     dealt = deal(costs)
@@ -25,6 +26,7 @@ def test_every_pack_is_computed_once_and_it_takes_no_longer(costs: list[list[flo
     )
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(1, 100).map(float), min_size=3, max_size=3), min_size=2, max_size=4))
 def test_equally_many_stay_equally_many(costs: list[list[float]]) -> None:
     assert {len(packs) for packs in deal(costs)} == {3}
