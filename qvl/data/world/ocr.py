@@ -110,8 +110,8 @@ def line_quad(hw_px: tuple[float, float], degrees: float, centre: Point) -> tupl
 
 
 def in_words(lines: Sequence[Line], hw: tuple[int, int], background: str, side: int = 0) -> WordPicture | None:
-    """The picture as a grid, as `told.in_words` tells scenes: a cell under letters of a name holds that name, a cell
-    under a digit the digit.
+    """The picture as a grid, as `told.in_words` tells scenes: cells under a name hold the name, those under a digit the
+    digit, in one column: two beside each other are two digits.
 
     A written word so looks to the language model like the thing itself.
 
@@ -120,22 +120,38 @@ def in_words(lines: Sequence[Line], hw: tuple[int, int], background: str, side: 
     """
     rows, columns = grid_hw(hw, side)
     words = np.full((rows, columns), background, dtype=object)
-    digits: set[tuple[int, int]] = set()
+    cell_yx = np.asarray((hw[0] / rows, hw[1] / columns))
+    middles_RC2 = np.moveaxis(np.mgrid[:rows, :columns] + 0.5, 0, -1) * cell_yx
+    own: dict[tuple[int, int], str] = {}
     for line in lines:
         name = line.text.rstrip("0123456789 ")
-        quad_42 = np.asarray(line.quad_px)
-        begin_2, end_2 = (quad_42[0] + quad_42[3]) / 2, (quad_42[1] + quad_42[2]) / 2
+        first_yx, along_yx, down_yx = _axes(line)
+        # How far along the line and down its height a middle is, as shares of both.
+        shares_RC2 = (middles_RC2 - first_yx) @ np.linalg.inv(np.stack((along_yx, down_yx)))
+        under_RC = ((shares_RC2 >= 0) & (shares_RC2 < 1)).all(axis=-1)
+        if name:
+            words[under_RC & (shares_RC2[..., 0] < len(name) / len(line.text))] = name
         for place, letter in enumerate(line.text):
             if letter == " ":
                 continue
-            x, y = begin_2 + (end_2 - begin_2) * (place + 0.5) / len(line.text)
-            cell = min(rows - 1, int(y * rows / hw[0])), min(columns - 1, int(x * columns / hw[1]))
-            if cell in digits:
+            y, x = (first_yx + down_yx / 2 + along_yx * (place + 0.5) / len(line.text)) / cell_yx
+            cell = min(rows - 1, int(y)), min(columns - 1, int(x))
+            if place < len(name):
+                own.setdefault(cell, name)
+                continue
+            if cell in own:
                 return None
-            if place >= len(name):
-                digits.add(cell)
-            words[cell] = name if place < len(name) else letter
+            own[cell] = letter
+            words[under_RC[:, cell[1]], cell[1]] = letter
+    for cell, word in own.items():
+        words[cell] = word
     return WordPicture(tuple(map(tuple, words)))
+
+
+def _axes(line: Line) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where the line's first corner is, and the way from there to its end and to its bottom; each (y, x)."""
+    quad_42 = np.asarray(line.quad_px)[:, ::-1]
+    return quad_42[0], quad_42[1] - quad_42[0], quad_42[3] - quad_42[0]
 
 
 def _with_places(lines: list[Line], hw: tuple[int, int], asker: Asker, about: dict) -> Turn:
