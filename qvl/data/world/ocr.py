@@ -121,14 +121,15 @@ def in_words(lines: Sequence[Line], hw: tuple[int, int], background: str, side: 
     rows, columns = grid_hw(hw, side)
     words = np.full((rows, columns), background, dtype=object)
     cell_yx = np.asarray((hw[0] / rows, hw[1] / columns))
-    middles_RC2 = np.moveaxis(np.mgrid[:rows, :columns] + 0.5, 0, -1) * cell_yx
+    middles_yx = np.meshgrid(np.arange(rows) + 0.5, np.arange(columns) + 0.5, indexing="ij")
+    middles_RC2 = np.stack(middles_yx, axis=-1) * cell_yx
     own: dict[tuple[int, int], str] = {}
     for line in lines:
         name = line.text.rstrip("0123456789 ")
         first_yx, along_yx, down_yx = _axes(line)
         # How far along the line and down its height a middle is, as shares of both.
         shares_RC2 = (middles_RC2 - first_yx) @ np.linalg.inv(np.stack((along_yx, down_yx)))
-        under_RC = ((shares_RC2 >= 0) & (shares_RC2 < 1)).all(axis=-1)
+        under_RC = np.all((shares_RC2 >= 0) & (shares_RC2 < 1), axis=-1)
         if name:
             words[under_RC & (shares_RC2[..., 0] < len(name) / len(line.text))] = name
         for place, letter in enumerate(line.text):
