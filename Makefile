@@ -40,7 +40,7 @@ fmt: $(STAMP)  ## sort imports, format
 	$(BIN)/ruff check --fix --exit-zero --quiet .
 	$(BIN)/ruff format .
 
-check: $(STAMP)  ## lint, format, types, import rules and the fast tests (aim: under 90 s)
+check: $(STAMP)  ## lint, format, types, import rules and the fast tests (under 90 s)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check
