@@ -211,12 +211,13 @@ def test_a_step_costs_the_same_after_many_requests_and_in_a_long_context(model, 
         session.add(session.prepare(request), lambda item: None)
 
     def cost(steps: int = 1) -> int:
+        # The cheapest of some steps: one whose token ends a piece of text makes 13 calls more than one whose does not.
         return min(calls_of(session.step) for _ in range(steps))
 
     start(ask("one", tokens=300))
     session.step()
     session.step()
-    early = cost(5)
+    early = cost(20)
     for number in range(40):
         start(ask(f"and another {number}", tokens=2))
         session.step()
@@ -224,8 +225,7 @@ def test_a_step_costs_the_same_after_many_requests_and_in_a_long_context(model, 
     assert session.stats().running == 1
     for _ in range(150):
         session.step()
-    late = cost(5)
+    late = cost(40)
     assert session.stats().requests == 40
-    # measured 602 and 617: pages that do not lie side by side are gathered, not viewed (2 calls), and a token that ends
-    # a piece of text is told (13); one call for each of the 40 requests or 150 steps would be more
-    assert late <= early + 20, f"{early} calls in a step at first, {late} later"
+    # measured 602 and 604: pages that do not lie side by side are gathered, not viewed
+    assert late <= early + 10, f"{early} calls in a step at first, {late} later"
