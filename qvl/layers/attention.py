@@ -240,7 +240,8 @@ def attend_dense(
     """
     segments, heads, length, _ = q_SNLH.shape
     short = not fused and explicit(segments, heads, length, k_SKYH.shape[2]) and q_SNLH.device.type == "cpu"
-    lower = torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
+    learns = torch.is_grad_enabled() and (q_SNLH.requires_grad or k_SKYH.requires_grad or v_SKYH.requires_grad)
+    lower = torch.is_autocast_enabled("cpu") and learns
     if short and (lower or q_SNLH.dtype == torch.float32):
         if hidden_SLY is None and causal:
             hidden_SLY = torch.ones(1, length, length, dtype=torch.bool, device=q_SNLH.device).triu_(1)

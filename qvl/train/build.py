@@ -116,6 +116,8 @@ def model_sizes(config: TrainConfig) -> VLMConfig:
 
 def for_pictures(config: TrainConfig, model: VLMConfig) -> VLMConfig:
     """`model` for pictures of the recipe's size and number of tokens. Raises `ValueError` for what it cannot have."""
+    if config.min_pixels and isinstance(model, QwenVLConfig):
+        raise ValueError("min_pixels is Qwen2-VL's; Qwen-VL makes a square of every picture, image_px is its side")
     if not config.image_px and not config.queries:
         return model
     if not isinstance(model, QwenVLConfig):
@@ -131,8 +133,8 @@ def build_processor(
 ) -> Processor:
     """The processor that training uses: the fast resizer, and pictures of the sizes the recipe's worlds have.
 
-    A picture outside these sizes is something the model has never seen; scaled into them it is not. Qwen-VL makes a
-    square of every picture.
+    A picture outside these sizes is something the model has never seen; scaled into them it is not. All of them may be
+    enlarged (`min_pixels`). Qwen-VL makes a square of every picture.
 
     Args:
         geometry: how pictures are cut up and normalised; default: as released.
@@ -148,7 +150,7 @@ def build_processor(
         tokenizer,
         ProcessorConfig(
             geometry=geometry or Geometry(),
-            pixels=PixelBudget(min(areas), max(areas)),
+            pixels=PixelBudget(max(min(areas), config.min_pixels), max(*areas, config.min_pixels)),
             chat_format=chat,
             resize="fast",
             rope_axes=3 if model.text.rope_axes == 3 else 1,

@@ -217,6 +217,9 @@ class TrainConfig:
     """Qwen-VL: side of the square that every picture becomes; 0 = the model's."""
     queries: int = 0
     """Qwen-VL: vision tokens per picture, a square number; 0 = the model's."""
+    min_pixels: int = 0
+    """Qwen2-VL, of a preset: smaller pictures are enlarged to so many pixels (height * width), for a vision tower that
+    was trained on larger ones; 0 = as small as the recipe's worlds draw them."""
     vocabulary: Literal["world", "official"] = "world"
     """Of a preset. `world`: Qwen's pieces, reduced to what the recipe's worlds can say; `official`: all of them."""
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
@@ -246,7 +249,7 @@ class TrainConfig:
     """Held-out questions per task at the end."""
 
     def __post_init__(self) -> None:
-        sizes = ("image_px", "queries", "threads", "profile_steps")
+        sizes = ("image_px", "queries", "min_pixels", "threads", "profile_steps")
         check_bounds(self, "", **dict.fromkeys((*sizes, "minutes", "peak_tflops", "save_every_minutes"), (0, ANY)))
         check_bounds(self, "", log_every=(1, ANY), seed=(0, _MOST_SEED))
         if not self.run.strip():

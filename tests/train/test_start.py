@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -102,6 +103,22 @@ def test_a_run_is_exported_without_its_parts(parts: PartsConfig, tmp_path: Path)
     assert built.processor.config.geometry == done.vlm.processor.config.geometry
     assert built.processor.config.pixels == done.vlm.processor.config.pixels
     assert built.processor.tokenizer.encode("ab ab") == done.vlm.processor.tokenizer.encode("ab ab")
+
+
+def test_pictures_are_enlarged_for_a_tower_that_wants_large_ones(parts: PartsConfig, tmp_path: Path) -> None:
+    config = replace(recipe(parts, tmp_path / "run"), min_pixels=224 * 224)
+    built = build(config)
+    batch = built.processor(
+        [[{"role": "user", "content": [{"type": "image", "image": np.zeros((112, 112, 3), np.uint8)}]}]]
+    )
+    assert batch.grids == ((1, 16, 16),)
+    built = build(replace(config, min_pixels=0))
+    batch = built.processor(
+        [[{"role": "user", "content": [{"type": "image", "image": np.zeros((56, 56, 3), np.uint8)}]}]]
+    )
+    assert batch.grids == ((1, 4, 4),)
+    with pytest.raises(ValueError, match="min_pixels is Qwen2-VL's; Qwen-VL makes a square of every picture"):
+        build(replace(config, model="tiny-qwen-vl", parts=PartsConfig()))
 
 
 def test_parts_beside_a_whole_model(parts: PartsConfig, tmp_path: Path) -> None:
