@@ -146,3 +146,16 @@ def test_large_scores_survive_bfloat16() -> None:
     exact = attend_dense(q.float(), k.float(), v.float(), causal=True)
     apart = (attend_dense(q, k, v, causal=True).float() - exact).abs().max() / exact.abs().max()
     assert apart < 0.01  # measured 0.002; with rounded scores 0.11
+
+
+def test_under_autocast_only_what_learns_is_attended_in_float32() -> None:
+    """A frozen tower's forward pass needs no exact scores to go back through; the fused kernel takes half the time."""
+    q, k, v = (x.detach().transpose(0, 1)[None].bfloat16() for x in heads(48, 4, 2, 32))
+    exact = attend_dense(q.float(), k.float(), v.float(), causal=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        learned = attend_dense(q, k.requires_grad_(), v, causal=False)
+        frozen = attend_dense(q, k.detach(), v, causal=False)
+    assert learned.dtype == torch.float32
+    assert torch.equal(learned, exact)
+    assert frozen.dtype == torch.bfloat16
+    assert (frozen.float() - exact).abs().max() < 0.02 * exact.abs().max()

@@ -36,7 +36,7 @@ def parts(tmp_path: Path) -> PartsConfig:
 def recipe(parts: PartsConfig, run: Path) -> TrainConfig:
     settings = [f"parts.language={parts.language}", f"parts.vision={parts.vision}", "parts.rope_sections=[1,2,5]"]
     short = ("steps=2", "world.sizes=[[56,56]]", "evaluate=false", "easy_vqa=0", "frozen=[]")
-    for stage in ("stage1-words", "stage1", "stage2", "stage3"):
+    for stage in ("stage0-told", "stage1-words", "stage1", "stage2", "stage3"):
         settings += [f"stages.{stage}.{key}" for key in short]
     return read_recipe("recipes/small.yaml", {"run": str(run), "threads": 1}, settings)
 
