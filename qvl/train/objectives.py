@@ -108,15 +108,10 @@ def _place(model: VisionLanguageModel, batch: Batch, length: float) -> Tensor:
 
     Rotary positions are relative: without this a decoder that has found a thing has not found its place.
     """
-    word = _some_words(model, batch).norm(dim=1).mean()
-    return length * word * place_vectors(model.places(batch), model.config.text.width)
-
-
-def _some_words(model: VisionLanguageModel, batch: Batch) -> Tensor:
-    """[A, D] vectors of words spread over the vocabulary. Looked up, as the mark is."""
     vocabulary = model.config.vocab_size
     some_A = torch.arange(0, vocabulary, -(-vocabulary // _MEASURED_WORDS), device=batch.tokens_T.device)
-    return model.embed(some_A).detach()
+    word = model.embed(some_A).detach().norm(dim=1).mean()  # looked up, as the mark is
+    return length * word * place_vectors(model.places(batch), model.config.text.width)
 
 
 def _mark(model: VisionLanguageModel, batch: Batch) -> Tensor:
@@ -132,10 +127,11 @@ class Match(Objective):
     small, with a word for every vision token: a sample shows a picture and tells it behind (`world.medium: both`), and
     each vision token chooses the word in its own place among all words of the batch. So the tower learns to look like
     the words in the very space the language model reads. That model is not run and its word vectors are not changed.
-    The choice is by cosines, from the middle of all words: those of a pretrained language model lie to one side of the
-    origin (SmolLM2's have cosines of 0.4 with each other), and a token that is most of all unlike the other words is
-    not like its own. The length of vision tokens, left free by cosines, is held at that of word vectors, or no decoder
-    layer could add anything to them afterwards.
+    The choice is by cosines, from the middle of the batch's words: those of a pretrained language model lie to one side
+    of the origin (SmolLM2's have cosines of 0.4 with each other), and a token that is above all unlike other words is
+    not like its own. (The middle of the whole vocabulary would not do: words that are never said lie elsewhere.) The
+    length of vision tokens, left free by cosines, is held at that of word vectors, or no decoder layer could add
+    anything to them afterwards.
 
     Args:
         place: length of the vector by which a vision token has to tell its place beside the word, as for told words.
@@ -167,8 +163,9 @@ class Match(Objective):
             )
         words_A, word_M = tokens_M[told].unique(return_inverse=True)
         mark_D = _mark(model, batch).detach()
-        middle_D = _some_words(model, batch).mean(dim=0)
-        words_AD = model.embed(words_A).detach() - middle_D
+        words_AD = model.embed(words_A).detach()
+        middle_D = words_AD.mean(dim=0) * (len(words_A) > 1)  # of one word alone nothing would be left
+        words_AD = words_AD - middle_D
         seen_MD = seen_MD - mark_D - middle_D
         if self._place:
             seen_MD = seen_MD - _place(model, batch, self._place)[~told]

@@ -61,11 +61,6 @@ def both_pack(processor, world):
     return next(packs(source, processor, PackLimits(300, 400), "raw"))
 
 
-def middle_of_words(model: Qwen2VL) -> torch.Tensor:
-    """The mean of every n-th word, 256 or a few less."""
-    return model.embed.weight[:: -(-model.config.vocab_size // 256)].mean(dim=0)
-
-
 def test_match_compares_each_vision_token_with_the_word_in_its_place(model: Qwen2VL, both_pack) -> None:
     batch = both_pack.batch
     words_M = batch.tokens_T[batch.vision_rows_M]
@@ -76,7 +71,7 @@ def test_match_compares_each_vision_token_with_the_word_in_its_place(model: Qwen
     losses.sum().backward()
     assert model.embed.weight.grad is None
     with torch.no_grad():
-        middle_D = middle_of_words(model)
+        middle_D = model.embed.weight[choice].mean(dim=0)
         seen_MD = model.see(batch, PackedContext(batch)) - model.embed.weight[model.config.ids.image_pad] - middle_D
         words_AD = model.embed.weight[choice] - middle_D
         cosines = F.cosine_similarity(seen_MD[:, None], words_AD, dim=-1)
@@ -107,6 +102,18 @@ def test_match_knows_words_that_lie_to_one_side(model: Qwen2VL, both_pack, monke
     mark_D = model.embed.weight[model.config.ids.image_pad]
     monkeypatch.setattr(type(model), "see", lambda self, batch, attn: words_MD + mark_D)
     assert objective_of("match").losses(model, batch).mean() < 0.2
+
+
+def test_match_with_one_word_in_the_whole_pack(model: Qwen2VL, both_pack) -> None:
+    """Nothing to choose from, and no middle to look from: only the length is left, and it is a number."""
+    tokens_T = both_pack.batch.tokens_T.clone()
+    rows_M = both_pack.batch.vision_rows_M
+    told_M = rows_M[tokens_T[rows_M] != model.config.ids.image_pad]
+    tokens_T[told_M] = tokens_T[told_M[0]].clone()
+    losses = objective_of("match").losses(model, replace(both_pack.batch, tokens_T=tokens_T))
+    assert losses.isfinite().all()
+    losses.sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.visual.parameters() if p.grad is not None)
 
 
 def place_vectors_naive(model: Qwen2VL, pictures: list[tuple[int, int]]) -> torch.Tensor:
