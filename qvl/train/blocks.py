@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from qvl.layers.attention import AttnContext, Span
-from qvl.layers.decoder import DecoderLayer
 from qvl.models.vlm import VisionLanguageModel
 
 _aten = torch.ops.aten
@@ -32,9 +31,6 @@ _KEPT = {
 }
 """Products with weights, and attention that never holds its scores. What lies between is computed again: norms,
 rotations, activations, and scores that are written out."""
-
-_MOST_FORMS = 32
-"""Compiled forms of one kind of block, over all stages of a run. (From then on it would run uncompiled, silently.)"""
 
 Forward = Callable[..., Tensor]
 
@@ -74,8 +70,8 @@ def _keep(context: object, operation: object, *inputs: object, **options: object
 def compile_blocks(blocks: Sequence[nn.Module]) -> None:
     """Compiles what blocks compute row by row, for any number of rows. Attention stays as it is: it differs with the
     lengths of every pack."""
-    config = torch._dynamo.config  # one form for every choice of what learns and what is wanted of a block
-    config.recompile_limit = max(config.recompile_limit, _MOST_FORMS)
+    config = torch._dynamo.config  # blocks are alike but for their number, and each number is compiled
+    config.recompile_limit = max(config.recompile_limit, 2 * len(blocks))
     for block in blocks:
         _compile_block(block)
 
@@ -87,28 +83,17 @@ def _compile_block(block: nn.Module) -> None:
     def forward(*inputs: Any) -> Tensor:
         if not block.training:
             return plain(*inputs)
-        # Blocks are alike but for their number. A compiler that sees it compiles every one of them (two minutes for
-        # thirty layers); so all are number 0 to it, and their attention knows better.
-        number = getattr(block, "index", 0)
-        hidden = (_Uncompiled(x, number) if isinstance(x, AttnContext) else x for x in inputs)
-        try:
-            if isinstance(block, DecoderLayer):
-                block.index = 0
-            return compiled(*hidden)
-        finally:
-            if isinstance(block, DecoderLayer):
-                block.index = number
+        return compiled(*(_Uncompiled(x) if isinstance(x, AttnContext) else x for x in inputs))
 
     block.forward = forward
 
 
 @final
 class _Uncompiled(AttnContext):
-    """The same attention, of which a compiler sees nothing, for layer `number` whatever it is asked for."""
+    """The same attention, of which a compiler sees nothing."""
 
-    def __init__(self, attn: AttnContext, number: int) -> None:
+    def __init__(self, attn: AttnContext) -> None:
         self._attn = attn
-        self._number = number
 
     @property
     def spans(self) -> tuple[Span, ...]:
@@ -116,7 +101,7 @@ class _Uncompiled(AttnContext):
 
     @torch.compiler.disable
     def text(self, layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
-        return self._attn.text(self._number, q_TNH, k_TKH, v_TKH)
+        return self._attn.text(layer, q_TNH, k_TKH, v_TKH)
 
     @torch.compiler.disable
     def vision(self, q_PNH: Tensor, k_PNH: Tensor, v_PNH: Tensor) -> Tensor:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import parallel_jobs
 import pytest
 import torch
 from parallel_jobs import ALL, Case
-from torch import Tensor
 
 from qvl.cli.ranks import on_ranks
-from qvl.layers.attention import AttnContext
-from qvl.layers.decoder import Decoder, DecoderConfig
-from qvl.train.blocks import blocks_of, compile_blocks
+from qvl.train.blocks import blocks_of
 from qvl.train.config import OptimConfig, ParallelConfig, StageConfig, TrainConfig
 from qvl.train.objectives import objective_of
 from qvl.train.parallel import Parallel
@@ -175,38 +171,6 @@ def test_compiled_blocks_compute_the_same() -> None:
     assert compiled["loss"] == pytest.approx(plain["loss"], rel=1e-5)
     for key, gradient in plain["gradients"].items():
         assert (compiled["gradients"][key] - gradient).abs().max() < 1e-5, key
-
-
-def test_blocks_are_compiled_once_and_not_each_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is compiled differs in the last layer, which computes only what is asked for; the others are one form. Each
-    of them attends as the layer it is."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    layers = 7
-    decoder = Decoder(DecoderConfig(32, layers, 4, 2, 8, 48)).train()
-    compile_blocks(list(decoder.layers))
-    asked: list[int] = []
-
-    @final
-    class Watched(AttnContext):
-        spans = ()
-
-        def text(self, layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
-            asked.append(layer)
-            return q_TNH + v_TKH.repeat_interleave(2, dim=1)
-
-        def vision(self, q_PNH: Tensor, k_PNH: Tensor, v_PNH: Tensor) -> Tensor:
-            return q_PNH
-
-    torch._dynamo.reset()
-    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    for rows in (20, 24, 28):
-        decoder(torch.randn(rows, 32), torch.arange(rows)[None], Watched(), torch.arange(5)).sum().backward()
-    assert asked == 3 * list(range(layers))
-    assert [layer.index for layer in decoder.layers] == list(range(layers))
-    made = torch._dynamo.utils.counters["stats"]["unique_graphs"] - before
-    # Before attention, in the first layer (nothing needs a gradient before it) and later; behind it, and in the last
-    # layer. Measured: 5; with numbers in sight 9 (and two for every further layer).
-    assert 0 < made <= 5, made
 
 
 @pytest.mark.slow
