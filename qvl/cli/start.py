@@ -140,4 +140,9 @@ def _folder(config: TrainConfig) -> Path:
             f"{name} is a whole model, and the recipe names pretrained parts besides ({named}): leave parts out to go "
             "on from that model, or name a preset (--model small) to begin with the parts"
         )
+    if config.min_pixels:
+        raise ValueError(
+            f"{name} is a whole model and has its own bounds for pictures, and the recipe has min_pixels="
+            f"{config.min_pixels}: leave min_pixels out, or change it in the model's preprocessor_config.json"
+        )
     return folder

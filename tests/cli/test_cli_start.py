@@ -15,7 +15,7 @@ from qvl.cli.start import begin, processor_of
 from qvl.data.packing import PackLimits, packs
 from qvl.data.user import DataConfig
 from qvl.train.build import build, sample_source
-from qvl.train.config import StageConfig, TrainConfig
+from qvl.train.config import PartsConfig, StageConfig, TrainConfig
 
 CONFIG = TrainConfig("run", (StageConfig("s", ("text",), 1.0, steps=1),), model="tiny-qwen-vl")
 
@@ -51,14 +51,17 @@ def test_stage_2_begins_with_stage_1_and_larger_pictures(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tiny", "tiny_qwen_vl", "tiny_easy_vqa"])
+@pytest.mark.parametrize("name", ["tiny", "tiny_qwen_vl", "tiny_easy_vqa", "small"])
 def test_every_stage_of_a_world_recipe_makes_packs(name: str) -> None:
     config = read_recipe(f"recipes/{name}.yaml")
-    # easy-VQA's pictures need not have been fetched.
-    config = replace(config, stages=tuple(replace(stage, easy_vqa=0.0) for stage in config.stages))
+    # easy-VQA's pictures and the pretrained parts need not have been fetched.
+    config = replace(config, stages=tuple(replace(stage, easy_vqa=0.0) for stage in config.stages), parts=PartsConfig())
     processor = processor_of(config)
     for stage in config.stages:
         source = sample_source(config, stage)
         limits = PackLimits(stage.tokens_per_pack, stage.patches_per_pack)
         pack = next(packs(source, processor, limits, stage.chat_format))
         assert pack.samples > 1, stage.name
+        if stage.objective == "match" and processor.config.square is None:
+            merged = pack.batch.patches_PC.shape[0] // processor.config.geometry.merge**2
+            assert len(pack.batch.vision_rows_M) == 2 * merged, "a word for every vision token"

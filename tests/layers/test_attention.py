@@ -149,7 +149,7 @@ def test_large_scores_survive_bfloat16() -> None:
 
 
 def test_under_autocast_only_what_learns_is_attended_in_float32() -> None:
-    """A frozen tower's forward pass needs no exact scores to go back through; the fused kernel takes half the time."""
+    """A frozen tower's forward pass has nothing to go back through: it takes the fused kernel, as answering does."""
     q, k, v = (x.detach().transpose(0, 1)[None].bfloat16() for x in heads(48, 4, 2, 32))
     exact = attend_dense(q.float(), k.float(), v.float(), causal=False)
     with torch.autocast("cpu", torch.bfloat16):

@@ -130,6 +130,8 @@ def test_parts_beside_a_whole_model(parts: PartsConfig, tmp_path: Path) -> None:
             ValueError, match=r"is a whole model, and the recipe names pretrained parts besides \(parts."
         ):
             start(both, tmp_path / "run")
+        with pytest.raises(ValueError, match="has its own bounds for pictures, and the recipe has min_pixels=50176"):
+            start(replace(both, parts=PartsConfig()), tmp_path / "run")
 
 
 def test_the_preset_is_what_its_parts_are() -> None:
