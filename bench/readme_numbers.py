@@ -3,8 +3,9 @@
     python -m bench.readme_numbers [--runs runs]
 
 Knows: `<!-- numbers:NAME -->` ... `<!-- /numbers:NAME -->`; `demo` and `demo-qwen-vl` come from docs/numbers/NAME.json,
-which is made anew from the run of that name if there is a finished one; every other name from the newest rows of
-bench/results/NAME.jsonl. Does not know: how anything was measured.
+which is made anew from the run of that name if there is a finished one; `small` from the runs `small` and
+`tiny-easy-vqa`, once `qvl eval` has measured them; every other name from the newest rows of bench/results/NAME.jsonl.
+Does not know: how anything was measured.
 """
 
 from __future__ import annotations
@@ -25,25 +26,29 @@ README = ROOT / "README.md"
 NUMBERS = ROOT / "docs" / "numbers"
 DEMO, DEMO_QWEN_VL = "demo", "demo-qwen-vl"
 """Runs, and sections. The first is told whole, the second by every task's headline."""
+SIDE_BY_SIDE = {"tiny-easy-vqa": "tiny", "small": "small"}
+"""Runs that section `small` compares -> the names of their models."""
 _MARKED = re.compile(r"(<!-- numbers:([\w-]+) -->\n).*?(<!-- /numbers:\2 -->)", re.DOTALL)
 _ABOUT_THE_MACHINE = ("date", "machine", "threads", "torch")
 
 Json = dict[str, Any]
 
 
-def kept_demos() -> dict[str, Json]:
+def kept_runs() -> dict[str, Json]:
     """What docs/numbers holds, by the run's name."""
-    files = {name: NUMBERS / f"{name}.json" for name in (DEMO, DEMO_QWEN_VL)}
+    files = {name: NUMBERS / f"{name}.json" for name in (DEMO, DEMO_QWEN_VL, *SIDE_BY_SIDE)}
     return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
 
 
-def fill(text: str, demos: Mapping[str, Json]) -> str:
+def fill(text: str, runs: Mapping[str, Json]) -> str:
     """README text with every marked section made anew."""
 
     def section(match: re.Match[str]) -> str:
         name = match[2]
         if name in (DEMO, DEMO_QWEN_VL):
-            body = demo_section(demos.get(name), whole=name == DEMO)
+            body = demo_section(runs.get(name), whole=name == DEMO)
+        elif name == "small":
+            body = side_by_side([runs[run] for run in SIDE_BY_SIDE if run in runs])
         else:
             body = bench_section(name)
         return f"{match[1]}{body}\n{match[3]}"
@@ -82,6 +87,38 @@ def _headlines(result: Json) -> Json:
         name: {"title": task["title"], "key": task["headline"], "value": task["metrics"][task["headline"]]["value"]}
         for name, task in result["tasks"].items()
     }
+
+
+def collect_measured(run_dir: Path) -> Json:
+    """What the README says of a run that `qvl eval` has measured on the test split and on easy-VQA: the headlines."""
+    found: Json = {"summary": read_run(run_dir).summary, "tasks": {}}
+    for name in ("test", "easy-vqa"):
+        result = json.loads((run_dir / "measured" / name / "metrics.json").read_text(encoding="utf-8"))
+        for key, task in result["tasks"].items():
+            headline = task["metrics"][task["headline"]]
+            found["tasks"][key] = {"title": task["title"], "headline": task["headline"], **headline}
+    return found
+
+
+def side_by_side(runs: list[Json]) -> str:
+    """Headlines of several runs, one column each."""
+    if len(runs) < len(SIDE_BY_SIDE):
+        return "Not measured yet: train and measure both models as above, then `make docs`."
+    rows = []
+    for name, task in runs[-1]["tasks"].items():
+        cells = [run["tasks"].get(name) for run in runs]
+        key = task["headline"]
+        shown = [f"{show(key, c['value'])} ({show_interval(key, c)})" if c else "" for c in cells]
+        rows.append([f"{task['title']}: {metric_name(key)}", str(task["n"]), *shown])
+    summaries = [run["summary"] for run in runs]
+    head = [
+        f"{model} ({count(sum(known['parameters'].values()))} parameters, {clock(known['seconds'])} of training)"
+        for model, known in zip(SIDE_BY_SIDE.values(), summaries, strict=True)
+    ]
+    machine = summaries[-1]["hardware"]
+    lead = f"Held-out questions, 95 % intervals; {machine['processor']}, {machine['threads']} threads, "
+    lead += f"seed {summaries[-1]['seed']}, {summaries[-1]['date']}."
+    return f"{lead}\n\n{table(['', 'questions', *head], rows)}"
 
 
 def demo_section(demo: Json | None, whole: bool = True) -> str:
@@ -151,6 +188,12 @@ def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _keep(name: str, numbers: Json, runs: Path) -> None:
+    text = json.dumps(numbers, indent=1, ensure_ascii=False)
+    (NUMBERS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    print(f"docs/numbers/{name}.json from {runs / name}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where the runs lie")
@@ -158,11 +201,12 @@ def main() -> None:
     NUMBERS.mkdir(parents=True, exist_ok=True)
     for name in (DEMO, DEMO_QWEN_VL):
         if (runs / name / "eval" / FINAL / "metrics.json").is_file():
-            numbers = json.dumps(collect(runs / name), indent=1, ensure_ascii=False)
-            (NUMBERS / f"{name}.json").write_text(numbers + "\n", encoding="utf-8")
-            print(f"docs/numbers/{name}.json from {runs / name}")
+            _keep(name, collect(runs / name), runs)
+    for name in SIDE_BY_SIDE:
+        if all((runs / name / "measured" / part / "metrics.json").is_file() for part in ("test", "easy-vqa")):
+            _keep(name, collect_measured(runs / name), runs)
     text = README.read_text(encoding="utf-8")
-    README.write_text(fill(text, kept_demos()), encoding="utf-8")
+    README.write_text(fill(text, kept_runs()), encoding="utf-8")
     print("README.md: " + ", ".join(match[2] for match in _MARKED.finditer(text)))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from bench.readme_numbers import README, bench_section, demo_section, fill, kept_demos
+from bench.readme_numbers import README, bench_section, collect_measured, demo_section, fill, kept_runs, side_by_side
 from qvl.engine.vlm import VLM
 from qvl.inputs.processor import Processor
 from qvl.layers.decoder import DecoderConfig
@@ -41,7 +42,7 @@ def test_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_numbers_in_the_readme_are_those_in_the_files() -> None:
     """Fails after a new measurement until `make docs` has run."""
     text = README.read_text(encoding="utf-8")
-    assert fill(text, kept_demos()) == text, "run `make docs`"
+    assert fill(text, kept_runs()) == text, "run `make docs`"
 
 
 def test_sections_without_results_say_how_to_get_them() -> None:
@@ -82,3 +83,30 @@ def test_demo_section_shows_scores_beside_floors() -> None:
     assert "Naming: accuracy" in brief
     assert "Naming: other" not in brief
     assert "chat" not in brief
+
+
+def test_two_models_are_shown_side_by_side(tmp_path: Path) -> None:
+    def run(name: str, accuracy: float, tasks: list[str]) -> dict:
+        folder = tmp_path / name
+        summary = {
+            "seconds": 900,
+            "parameters": {"text": 2_000_000},
+            "seed": 0,
+            "hardware": {"processor": "P", "threads": 2},
+            "date": "2026-01-01",
+        }
+        for part in ("test", "easy-vqa"):
+            (folder / "measured" / part).mkdir(parents=True)
+            metric = {"value": accuracy, "n": 50, "ci_low": accuracy - 0.1, "ci_high": accuracy + 0.1}
+            shown = {t: {"title": t.title(), "headline": "accuracy", "metrics": {"accuracy": metric}} for t in tasks}
+            (folder / "measured" / part / "metrics.json").write_text(json.dumps({"tasks": shown}))
+        (folder / "summary.json").write_text(json.dumps(summary))
+        (folder / "metrics.jsonl").write_text('{"stage": "s", "step": 1, "elapsed_s": 1.0, "loss": 1.0}\n')
+        return collect_measured(folder)
+
+    first, second = run("a", 0.5, ["naming"]), run("b", 0.8, ["naming", "reading"])
+    assert "Not measured yet" in side_by_side([first])
+    shown = side_by_side([first, second]).replace("\u00a0", " ")
+    assert "tiny (2.0 million parameters, 15 min 0 s of training)" in shown
+    assert "| Naming: accuracy | 50 | 50.0 % (40.0 – 60.0) | 80.0 % (70.0 – 90.0) |" in shown
+    assert "| Reading: accuracy | 50 |  | 80.0 % (70.0 – 90.0) |" in shown

@@ -103,9 +103,8 @@ def save_model(
     total = sum(tensor.bytes for tensor in tensors)
     if not runs_elsewhere(model.config):
         _log.warning(
-            "%s is for this package only: transformers and vLLM have no such vision tower (a position table instead of "
-            "rotary positions) and refuse its config.json",
-            path,
+            "this model is for this package only: transformers and vLLM have no such vision tower (a position table "
+            "instead of rotary positions) and refuse its config.json"
         )
     with staged_folder(Path(path), replaces=OLD_FILES, needs_bytes=total) as stage:
         write_settings(model, stage, dtype, generation)

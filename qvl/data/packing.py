@@ -42,7 +42,10 @@ _MOST_TOLD = 10_000
 
 
 class SampleSource(Protocol):
-    """Random access to an endless or finite list of samples; sample `index` is always the same one."""
+    """Random access to an endless or finite list of samples; sample `index` is always the same one.
+
+    It can be pickled: the worker that prepares packs may be a new process.
+    """
 
     tasks: tuple[str, ...]
     """Every task name a turn can have, in a fixed order."""

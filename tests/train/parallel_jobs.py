@@ -123,7 +123,9 @@ def train(case: Case, ranks: Ranks | None = None) -> dict[str, Any]:
     model, processor = fresh(case)
     parallel = Parallel(model.train(), case.layout, ranks, lower=case.lower)
     told: dict[str, Any] = {"loss": [], "norm": [], "idle": 0}
-    optim = OptimConfig(name=case.optim, lr=1e-3, muon_lr=3e-3, warmup=0.2)  # pyrefly: ignore
+    # Muon makes whole steps of what is rounding alone in a gradient: the lower the rate, the less such steps part runs.
+    lr = 1e-4 if case.lower else 1e-3
+    optim = OptimConfig(name=case.optim, lr=lr, muon_lr=3 * lr, warmup=0.2)  # pyrefly: ignore
     for stage, trains in enumerate(case.trains):
         optimizers, flops = Optimizers(model, trains, optim, (), parallel.orders()), FlopCount(model)
         per_stage = case.steps // len(case.trains)

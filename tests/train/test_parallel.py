@@ -80,19 +80,20 @@ def alone() -> dict[Case, dict[str, Any]]:
 def test_ranks_train_as_one_process(name: str, found: dict, alone: dict) -> None:
     case = (TWO | FOUR)[name]
     reference = alone[replace(case, layout=ParallelConfig(), packs=2)]
-    # Worst cases measured, loss / norm / gradients: float32 1.1e-7 / 3.4e-7 / 1e-6; bfloat16 2.8e-3 / 4.8e-3 / 0.02, as
-    # far as from float32: ranks that share weights also round the residual stream, which autocast alone does not. Last
-    # weights: 4e-5 (of Qwen-VL's adapter, by AdamW where gradients are next to nothing) and 5.5e-3.
-    loss, gradient = (1e-2, 5e-2) if case.lower else (1e-5, 1e-5)
+    # Worst cases measured, loss / norm / gradients: float32 1.1e-7 / 3.4e-7 / 1e-6; bfloat16, with the products of five
+    # kinds of processors, 8e-4 / 8e-3 / 0.04, as far as from float32: ranks that share weights also round the residual
+    # stream, which autocast alone does not. Last weights: 4e-5 (of Qwen-VL's adapter, by AdamW where gradients are next
+    # to nothing) and 5e-4.
+    loss, gradient = (5e-3, 0.1) if case.lower else (5e-6, 1e-5)
     for told in found[name]:
         assert told["dtypes"] == {"torch.float32"}, "master weights"
         assert told["loss"] == pytest.approx(reference["loss"], rel=loss)
-        assert told["norm"] == pytest.approx(reference["norm"], rel=2 * loss)
+        assert told["norm"] == pytest.approx(reference["norm"], rel=4 * loss)
         assert told["gradients"].keys() == reference["gradients"].keys()
         for key, expected in reference["gradients"].items():
             assert (told["gradients"][key] - expected).norm() <= gradient * expected.norm() + 1e-7, key
         for key, weight in reference["weights"].items():
-            assert (told["weights"][key] - weight).abs().max() < (2e-2 if case.lower else 1e-3), key
+            assert (told["weights"][key] - weight).abs().max() < (2e-3 if case.lower else 1e-3), key
         assert all(torch.equal(told["weights"][key], found[name][0]["weights"][key]) for key in told["weights"])
 
 

@@ -21,11 +21,13 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from qvl.cli.ranks import on_ranks
+from qvl.runtime import resident_memory_bytes
 from qvl.train import saver
 from qvl.train.config import OptimConfig, Part, StageConfig, TrainConfig
 from qvl.train.interrupt import Stopped
 from qvl.train.ranks import Ranks
 from qvl.train.saved import Point, Saved, read_model, saved_states
+from qvl.train.shards import on_cpu
 from qvl.train.state import load_into, named_tensors
 
 STEPS = 6
@@ -150,6 +152,31 @@ def test_training_goes_on_while_a_consistent_copy_is_written(tmp_path, monkeypat
     monkeypatch.undo()
     assert torch.equal(alone(tmp_path), whole[1])
     assert curve(tmp_path) == whole[0]
+
+
+def test_memory_of_copies_goes_back_to_the_system() -> None:
+    """Copies come while a training step takes and gives memory, so blocks in use lie between them."""
+    torch.empty(31 << 20, dtype=torch.uint8)  # such a block once freed, the C library takes all smaller ones from its heap
+    source = [torch.rand(1 << 18) for _ in range(200)]
+    copies, between, before = [], [], resident_memory_bytes()
+    for tensor in source:
+        copies.append(on_cpu(tensor))
+        between.append(torch.zeros(1 << 14))
+    assert all(torch.equal(a, b) for a, b in zip(copies, source, strict=True))
+    assert resident_memory_bytes() - before > 190 << 20
+    copies.clear()
+    assert resident_memory_bytes() - before < 40 << 20
+
+
+def test_copies_of_any_layout() -> None:
+    rows = torch.arange(1 << 17, dtype=torch.bfloat16).view(256, 512)
+    for tensor in (rows, rows.T, rows[::2], rows[:0], torch.tensor(3.0), torch.nn.Parameter(rows)):
+        copy = on_cpu(tensor)
+        assert copy.dtype == tensor.dtype
+        assert not copy.requires_grad
+        assert torch.equal(copy, tensor)
+        tensor.detach().add_(1)
+        assert copy.numel() == 0 or not torch.equal(copy, tensor)
 
 
 @pytest.mark.slow
