@@ -22,9 +22,9 @@ from qvl.data.packing import Pack
 from qvl.runtime import resident_memory_bytes, set_up_logging
 
 _SMALL = 1 << 30
-"""Bytes up to which the worker is a fork of its parent: that takes no time, but it goes on holding everything the parent
-held. Training writes to all of its memory, so a larger one (weights, an optimizer's state) would soon be there twice. The
-worker of a large process is a new one: three seconds."""
+"""Bytes up to which the worker is a fork of its parent: that takes no time, but it goes on holding all that the parent
+held. Training writes to all of its memory, so a larger one (weights, an optimizer's state) would soon be there twice.
+The worker of a large process is a new one: three seconds."""
 _NICE = 15
 """Lower priority for the worker: it computes while the model waits, for another rank or for it. At the same priority it
 takes turns with the model on whichever core, and the other ranks wait."""
@@ -59,7 +59,7 @@ def _or_error(packs: Iterator[Pack]) -> Iterator[Pack | ValueError | OSError]:
 def _leave_stopping_to_the_parent() -> None:
     """From now on this process ends by a SIGTERM of its parent's only.
 
-    Schedulers send SIGTERM to every process of a job, and a terminal SIGINT. It asks the trainer to finish its step, for
+    Schedulers send SIGTERM to every process of a job, and terminals SIGINT. It asks the trainer to finish its step, for
     which it needs this process, so one that comes from elsewhere is left to the trainer. Both were blocked on the way
     here (`_begun`).
     """

@@ -159,8 +159,8 @@ class Match(Objective):
             raise ValueError(
                 f"the match objective needs every picture shown and told: {len(seen_MD)} vision tokens, "
                 f"{int(told.sum())} words of told pictures; give the stage world.medium: both and only tasks about one "
-                "picture, and where pictures are enlarged (min_pixels) only square ones (world.sizes), with their tokens "
-                "a side as world.words_side"
+                "picture, and where pictures are enlarged (min_pixels) only square ones (world.sizes), with their "
+                "tokens a side as world.words_side"
             )
         words_A, word_M = tokens_M[told].unique(return_inverse=True)
         mark_D = _mark(model, batch).detach()

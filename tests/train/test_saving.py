@@ -156,7 +156,7 @@ def test_training_goes_on_while_a_consistent_copy_is_written(tmp_path, monkeypat
 
 def test_memory_of_copies_goes_back_to_the_system() -> None:
     """Copies come while a training step takes and gives memory, so blocks in use lie between them."""
-    torch.empty(31 << 20, dtype=torch.uint8)  # such a block once freed, the C library takes all smaller ones from its heap
+    torch.empty(31 << 20, dtype=torch.uint8)  # once such a block was freed, smaller ones come from the heap
     source = [torch.rand(1 << 18) for _ in range(200)]
     copies, between, before = [], [], resident_memory_bytes()
     for tensor in source:
