@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -81,7 +82,9 @@ def background(make: Callable[[], Iterator[Pack]], prefetch: int = 8) -> Iterato
     Args:
         make: can be pickled, like all that it holds; a large process starts its worker anew.
 
-    Raises: what `make()` raises.
+    Raises:
+        ValueError: `make` cannot be pickled, where the worker is a new process.
+        Exception: what `make()` raises.
     """
     # Its own generator: drawing the worker's seed from the common one would shift the dropout of a resumed run.
     seeds = torch.Generator()
@@ -106,5 +109,10 @@ def _begun(loader: DataLoader[Pack | ValueError | OSError]) -> Iterator[Pack | V
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
         return iter(loader)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"the samples' source cannot be handed to a new process: {error}. Define what it is made of in a module, "
+            "not within a function"
+        ) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

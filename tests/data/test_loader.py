@@ -14,6 +14,8 @@ import torch
 from qvl.data import loader
 from qvl.data.loader import background
 
+LIMIT = loader._SMALL
+
 
 def numbers():
     for number in range(200):
@@ -60,14 +62,21 @@ def test_no_worker_is_left_behind(begun) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_worker_of_a_large_process_does_not_hold_its_memory() -> None:
+def test_the_worker_of_a_large_process_does_not_hold_its_memory(monkeypatch) -> None:
     """Once training writes to it, what a fork holds is there twice."""
+    monkeypatch.setattr(loader, "_SMALL", LIMIT)
     weights = torch.ones(300 << 20)
     packs = background(numbers, prefetch=2)
     assert next(packs) == 0
     (worker,) = multiprocessing.active_children()
     told = Path(f"/proc/{worker.pid}/status").read_text()
     assert int(re.search(r"RssAnon:\s+(\d+) kB", told)[1]) << 10 < weights.nbytes / 2
+
+
+def test_what_cannot_go_to_a_new_process_is_said(monkeypatch) -> None:
+    monkeypatch.setattr(loader, "_SMALL", 0)
+    with pytest.raises(ValueError, match=r"cannot be handed to a new process.*in a module"):
+        next(background(lambda: numbers()))
 
 
 def complain():
