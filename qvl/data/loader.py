@@ -25,7 +25,7 @@ from qvl.runtime import resident_memory_bytes, set_up_logging
 _SMALL = 1 << 30
 """Bytes up to which the worker is a fork of its parent: that takes no time, but it goes on holding all that the parent
 held. Training writes to all of its memory, so a larger one (weights, an optimizer's state) would soon be there twice.
-The worker of a large process is a new one: three seconds."""
+The worker of a large process is a new one: two seconds."""
 _NICE = 15
 """Lower priority for the worker: it computes while the model waits, for another rank or for it. At the same priority it
 takes turns with the model on whichever core, and the other ranks wait."""

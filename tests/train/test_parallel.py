@@ -84,7 +84,7 @@ def test_ranks_train_as_one_process(name: str, found: dict, alone: dict) -> None
     # kinds of processors, 8e-4 / 8e-3 / 0.04, as far as from float32: ranks that share weights also round the residual
     # stream, which autocast alone does not. Last weights: 4e-5 (of Qwen-VL's adapter, by AdamW where gradients are next
     # to nothing) and 5e-4.
-    loss, gradient = (5e-3, 0.1) if case.lower else (5e-6, 1e-5)
+    loss, gradient = (5e-3, 5e-2) if case.lower else (5e-6, 1e-5)
     for told in found[name]:
         assert told["dtypes"] == {"torch.float32"}, "master weights"
         assert told["loss"] == pytest.approx(reference["loss"], rel=loss)
